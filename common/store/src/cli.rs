@@ -1,0 +1,152 @@
+//! The command line's common part: the flags every stage has, exit codes, and how errors are printed.
+
+use crate::{Artifact, Error, Result, config, config::Section};
+use clap::{Args, Parser};
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Flags of every stage.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StageArgs {
+    /// Config of the run, one JSON section a stage
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Override one value of the config, like train.epochs=20; may be repeated
+    #[arg(long = "set", value_name = "A.B=C")]
+    pub overrides: Vec<String>,
+    /// Directory of all artifacts
+    #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
+    pub store: PathBuf,
+    /// Link to make to the artifact, like data/runs/RUN/STAGE
+    #[arg(long, value_name = "PATH")]
+    pub link: Option<PathBuf>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl StageArgs {
+    /// The stage's section of the config, with the overrides, validated.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the file and the JSON path.
+    pub fn section<S: Section>(&self) -> Result<S> {
+        config::load(&self.config, &self.overrides)
+    }
+
+    /// Points `--link`, where given, at the artifact; an older link is replaced in one step.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when something other than a link is in the way.
+    pub fn link(&self, artifact: &Artifact) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let parent = link.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+        if link.symlink_metadata().is_ok_and(|meta| !meta.is_symlink()) {
+            return Err(Error::bad(link, "found a file or directory, expected nothing or a link"));
+        }
+        let parent = fs::canonicalize(parent).map_err(Error::io(parent, "open"))?;
+        let name = link.file_name().ok_or_else(|| Error::usage(format!("--link {}: no name", link.display())))?;
+        let part = parent.join(format!(".{}-{}", name.to_string_lossy(), std::process::id()));
+        symlink(relative(&parent, artifact.dir()), &part).map_err(Error::io(&part, "link"))?;
+        fs::rename(&part, parent.join(name)).map_err(Error::io(link, "link"))
+    }
+}
+
+/// The way from the directory `from` to `to`, both absolute, so that a store can be moved together with its runs.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let up = from.components().skip(common).map(|_| Path::new(".."));
+    up.chain(to.components().skip(common).map(|part| Path::new(part.as_os_str()))).collect()
+}
+
+/// Runs a program: parses `A`, calls `run`, prints an error as `NAME: error: ...`, its causes and a hint, and returns
+/// 0 when done, 1 when it failed, 2 for wrong usage or configuration. A panic is reported the same way.
+pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
+    restore_sigpipe();
+    let args = A::parse();
+    panic::set_hook(Box::new(|_| {}));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| run(args)));
+    let _ = panic::take_hook();
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprint!("{}", report(name, &error));
+            let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+            ExitCode::from(known.map_or(1, Error::exit_code))
+        }
+        Err(payload) => {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown panic");
+            eprintln!("{name}: error: {}", first_line(text));
+            if text.contains("out of memory") {
+                eprintln!("hint: lower the batch size (--set {name}.batch=N), or free the device's memory");
+            }
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// The error as people read it: one line, then its causes, then the command that helps.
+fn report(name: &str, error: &anyhow::Error) -> String {
+    let mut text = format!("{name}: error: {}\n", first_line(&error.to_string()));
+    for cause in error.chain().skip(1) {
+        text += &format!("  because: {}\n", first_line(&cause.to_string()));
+    }
+    if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<Error>()?.hint()) {
+        text += &format!("hint: {hint}\n");
+    }
+    text
+}
+
+/// libtorch appends its C++ stack to its messages; the first line says what happened.
+fn first_line(text: &str) -> &str {
+    text.lines().find(|line| !line.trim().is_empty()).unwrap_or(text)
+}
+
+/// `lcf-artifact list | head` must end quietly: Rust starts with SIGPIPE ignored, which turns it into a panic.
+#[allow(unsafe_code)]
+fn restore_sigpipe() {
+    // SAFETY: called first thing in main, before any thread exists; SIG_DFL is a valid disposition.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Prints one JSON object to stdout.
+pub fn print_json(value: &serde_json::Value) {
+    println!("{value}");
+}
+
+/// Whether stderr is a terminal: progress bars are drawn there only.
+pub fn is_terminal() -> bool {
+    io::IsTerminal::is_terminal(&io::stderr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn relative_paths_climb_to_the_common_ancestor() {
+        assert_eq!(relative(Path::new("/a/runs/x"), Path::new("/a/store/t/k")), Path::new("../../store/t/k"));
+        assert_eq!(relative(Path::new("/a"), Path::new("/a/b")), Path::new("b"));
+    }
+
+    #[test]
+    fn errors_print_cause_and_hint() {
+        let inner = Error::bad("x.bin", "found 3 bytes, expected 4").with_hint("make again");
+        let outer = Err::<(), _>(inner).context("cannot read the images").unwrap_err();
+        let text = report("prepare", &outer);
+        assert_eq!(
+            text,
+            "prepare: error: cannot read the images\n  because: x.bin: found 3 bytes, expected 4\nhint: make again\n"
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! Errors a user can cause, each with what was found, what was expected, and the command that helps.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One failure. `Display` is a single lowercase line; the cause chain is in `source`, the way out in [`Error::hint`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line or the configuration is wrong. Exit code 2.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong, starting with the flag, file or JSON path.
+        message: String,
+        /// The command or change that helps.
+        hint: Option<String>,
+    },
+    /// A file or directory is not what it has to be. Exit code 1.
+    #[error("{}: {message}", path.display())]
+    Bad {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was found and what was expected.
+        message: String,
+        /// The command that helps.
+        hint: Option<String>,
+    },
+    /// The operating system refused. Exit code 1.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried: `read`, `create`, ...
+        action: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// A wrong flag or configuration value.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: None }
+    }
+
+    /// A file that is not what it has to be: `message` says what was found and what was expected.
+    pub fn bad(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Bad { path: path.as_ref().to_owned(), message: message.into(), hint: None }
+    }
+
+    /// For `map_err`: the operating system refused to `action` the file at `path`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// Adds the command that helps.
+    #[must_use]
+    pub fn with_hint(mut self, text: impl Into<String>) -> Self {
+        match &mut self {
+            Self::Usage { hint, .. } | Self::Bad { hint, .. } => *hint = Some(text.into()),
+            Self::Io { .. } => {}
+        }
+        self
+    }
+
+    /// The command that helps, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { hint, .. } | Self::Bad { hint, .. } => hint.clone(),
+            Self::Io { source, .. } => match source.raw_os_error() {
+                Some(libc::ENOSPC) => Some("free some disk space and run the same command again".into()),
+                _ => None,
+            },
+        }
+    }
+
+    /// 2 for usage and configuration, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Usage { .. }) { 2 } else { 1 }
+    }
+}

@@ -1,0 +1,1 @@
+//! Downloads named in `data/SOURCES.json`.
