@@ -17,4 +17,6 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", Path::new(&root).join("lib").display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    // For this crate's own tests; crates above use rpath.rs.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", Path::new(&root).join("lib").display());
 }

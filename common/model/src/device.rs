@@ -1,0 +1,96 @@
+//! Choosing where to compute.
+
+use lcf_store::{Error, Result, provenance::Provenance};
+use tch::{Cuda, Device};
+
+/// The flags of every stage that computes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute: cpu, cuda, cuda:N, or auto for the first CUDA device there is, else the CPU
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+impl DeviceArgs {
+    /// The device asked for, ready to use. TF32 is off: fp32 means fp32.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a name that is none of the four forms or a CUDA device that is not there.
+    pub fn open(&self) -> Result<Device> {
+        let opened = lcf_native::open_cuda();
+        lcf_native::set_tf32(false);
+        let count = if opened.is_ok() && Cuda::is_available() { Cuda::device_count() } else { 0 };
+        let index = match self.device.as_str() {
+            "auto" if count == 0 => return Ok(Device::Cpu),
+            "cpu" => return Ok(Device::Cpu),
+            "auto" | "cuda" => 0,
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .ok_or_else(|| Error::usage(format!("--device {other}: expected cpu, cuda, cuda:N or auto")))?,
+        };
+        if index as i64 >= count {
+            let reason = match opened {
+                Ok(()) => format!("{count} CUDA devices found"),
+                Err(reason) => format!("no CUDA: {reason}"),
+            };
+            return Err(Error::usage(format!("--device {}: {reason}", self.device))
+                .with_hint("--device cpu, or install the driver and `make deps CUDA=1`"));
+        }
+        Ok(Device::Cuda(index))
+    }
+}
+
+/// Records the device and libtorch's version.
+pub fn record(provenance: &mut Provenance, device: Device) {
+    provenance.device = name(device);
+    provenance.libtorch = tch_version().to_owned();
+}
+
+/// `cpu`, or `cuda:N` and the card's name.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index} {}", card().unwrap_or_default()).trim_end().to_owned(),
+        _ => "cpu".to_owned(),
+    }
+}
+
+/// The name of the first card, as the NVIDIA driver lists it.
+fn card() -> Option<String> {
+    let gpu = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?.next()?.ok()?;
+    let text = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+    let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+    Some(model.trim().to_owned())
+}
+
+/// The libtorch this workspace is built against.
+const fn tch_version() -> &'static str {
+    "2.11.0"
+}
+
+/// Waits until the device has done all that was queued, so that a clock read after it tells the truth.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(device: &str) -> Result<Device> {
+        DeviceArgs { device: device.to_owned() }.open()
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(open("cpu").unwrap(), Device::Cpu);
+        assert!(open("auto").is_ok());
+        for bad in ["gpu", "cuda:", "cuda:x", "cuda:99"] {
+            let error = open(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().starts_with(&format!("--device {bad}: ")), "{error}");
+        }
+    }
+}
