@@ -2,4 +2,17 @@
 //!
 //! Shape letters: B batch, C channels, H W pixels, N tokens, D width. t = 0 is data, t = 1 is noise.
 
+pub mod config;
 pub mod device;
+pub mod dit;
+pub mod embed;
+pub mod params;
+pub mod path;
+pub mod pixels;
+pub mod rng;
+pub mod trained;
+pub mod weights;
+
+pub use config::{ModelConfig, Precision};
+pub use dit::Dit;
+pub use params::Params;

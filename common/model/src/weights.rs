@@ -1,0 +1,152 @@
+//! Weights on disk: safetensors, fp32, named as in DiT, with the fixed `pos_embed` that DiT's state dict also holds.
+
+use crate::{
+    config::{Input, ModelConfig},
+    embed,
+    params::{Layout, Params},
+};
+use lcf_store::{Error, Result};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::{collections::BTreeMap, fs, path::Path};
+use tch::{Device, Kind, Tensor};
+
+/// DiT's name of the position embedding.
+const POSITIONS: &str = "pos_embed";
+
+/// Writes `flat`, laid out by `layout`, and the position embedding.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be written.
+pub fn save(path: &Path, model: &ModelConfig, input: &Input, layout: &Layout, flat: &Tensor) -> Result<()> {
+    let flat = flat.to_device(Device::Cpu);
+    let mut tensors: BTreeMap<&str, Tensor> = BTreeMap::new();
+    tensors.extend(layout.specs.iter().map(|spec| spec.name.as_str()).zip(layout.views(&flat)));
+    tensors.insert(POSITIONS, embed::positions(input.grid(model), model.width));
+    write(path, tensors.into_iter())
+}
+
+/// Writes named fp32 or int64 tensors as they are, without metadata, whose order would be random.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be written.
+pub fn write<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor)>) -> Result<()> {
+    let raw: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = tensors.map(|(name, tensor)| bytes_of(name, &tensor)).collect();
+    let views = raw.iter().map(|(name, dtype, shape, bytes)| {
+        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("bytes were taken from the tensor"))
+    });
+    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),
+        other => Error::bad(path, other.to_string()),
+    })
+}
+
+fn bytes_of<'a>(name: &'a str, tensor: &Tensor) -> (&'a str, Dtype, Vec<usize>, Vec<u8>) {
+    let shape = tensor.size().iter().map(|&n| n as usize).collect();
+    let flat = tensor.to_device(Device::Cpu).contiguous().view([-1]);
+    match tensor.kind() {
+        Kind::Int64 => {
+            let values = Vec::<i64>::try_from(flat).expect("int64 on the CPU");
+            (name, Dtype::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        _ => {
+            let values = Vec::<f32>::try_from(flat.to_kind(Kind::Float)).expect("fp32 on the CPU");
+            (name, Dtype::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+    }
+}
+
+/// Reads every tensor of a file to the CPU, by name.
+///
+/// # Errors
+/// [`Error::Bad`] when it is not a safetensors file of fp32 and int64 tensors.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| Error::bad(path, format!("not a safetensors file: {e}")))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::I64 => Kind::Int64,
+            other => return Err(Error::bad(path, format!("{name} is {other:?}, expected F32"))),
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        tensors.insert(name, Tensor::from_data_size(view.data(), &shape, kind));
+    }
+    Ok(tensors)
+}
+
+/// Reads parameters; strict both ways: every name of the layout must be there, with its shape, and nothing else.
+///
+/// # Errors
+/// [`Error::Bad`] naming the first tensor that is missing, unexpected or of another shape.
+pub fn load(path: &Path, model: &ModelConfig, input: &Input, device: Device) -> Result<Params> {
+    let mut tensors = read(path)?;
+    let layout = Layout::new(model, input);
+    let mut take = |name: &str, shape: &[i64]| match tensors.remove(name) {
+        None => Err(Error::bad(path, format!("tensor {name} is missing"))),
+        Some(tensor) if tensor.size() != shape || tensor.kind() != Kind::Float => {
+            let found = (tensor.kind(), tensor.size());
+            Err(Error::bad(path, format!("tensor {name} is {found:?}, expected (Float, {shape:?})")))
+        }
+        Some(tensor) => Ok(tensor),
+    };
+    let values: Result<Vec<Tensor>> = layout.specs.iter().map(|spec| take(&spec.name, &spec.shape)).collect();
+    let positions = take(POSITIONS, &[1, input.tokens(model), model.width])?;
+    if !positions.allclose(&embed::positions(input.grid(model), model.width), 1e-5, 1e-5, false) {
+        return Err(Error::bad(path, format!("{POSITIONS} is not DiT's fixed sine-cosine embedding")));
+    }
+    let flat = layout.flatten(&values?).to_device(device);
+    if let Some(name) = tensors.keys().next() {
+        return Err(Error::bad(path, format!("tensor {name} is unexpected")));
+    }
+    Ok(Params { layout, flat })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: ModelConfig = ModelConfig { depth: 1, width: 8, heads: 2, mlp: 12, patch: 2 };
+    const INPUT: Input = Input { channels: 1, side: 4 };
+
+    fn saved(dir: &Path) -> (std::path::PathBuf, Params) {
+        let params = Params::init(&MODEL, &INPUT, 5, Device::Cpu);
+        let path = dir.join("w.safetensors");
+        save(&path, &MODEL, &INPUT, &params.layout, &params.flat).unwrap();
+        (path, params)
+    }
+
+    #[test]
+    fn round_trip_and_equal_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, params) = saved(dir.path());
+        assert_eq!(load(&path, &MODEL, &INPUT, Device::Cpu).unwrap().flat, params.flat);
+        let first = fs::read(&path).unwrap();
+        saved(dir.path());
+        assert_eq!(fs::read(&path).unwrap(), first);
+    }
+
+    #[test]
+    fn every_way_a_file_can_be_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = saved(dir.path());
+        let message = || load(&path, &MODEL, &INPUT, Device::Cpu).unwrap_err().to_string();
+        let good = read(&path).unwrap();
+        let rewrite = |edit: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+            let mut tensors: BTreeMap<String, Tensor> = good.iter().map(|(k, v)| (k.clone(), v.copy())).collect();
+            edit(&mut tensors);
+            write(&path, tensors.iter().map(|(k, v)| (k.as_str(), v.copy()))).unwrap();
+        };
+        rewrite(&|t| drop(t.remove("blocks.0.mlp.fc1.bias")));
+        assert!(message().ends_with("tensor blocks.0.mlp.fc1.bias is missing"));
+        rewrite(&|t| drop(t.insert("extra".into(), Tensor::from_slice(&[1.0f32]))));
+        assert!(message().ends_with("tensor extra is unexpected"));
+        rewrite(&|t| drop(t.insert("final_layer.linear.bias".into(), Tensor::from_slice(&[1.0f32]))));
+        assert!(message().contains("final_layer.linear.bias is (Float, [1]), expected (Float, [4])"));
+        rewrite(&|t| drop(t.insert(POSITIONS.into(), Tensor::zeros([1, 4, 8], (Kind::Float, Device::Cpu)))));
+        assert!(message().contains("pos_embed is not"));
+        fs::write(&path, b"not it").unwrap();
+        assert!(message().contains("not a safetensors file"));
+    }
+}
