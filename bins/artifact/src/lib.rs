@@ -1,1 +1,10 @@
-//! lcf-artifact.
+//! What is in a store of artifacts: listing it, showing one artifact or a whole run, verifying every byte, and removing
+//! what no run needs any more.
+
+pub mod gc;
+pub mod list;
+pub mod show;
+pub mod store;
+pub mod summary;
+pub mod text;
+pub mod verify;

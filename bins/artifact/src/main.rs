@@ -1,1 +1,144 @@
-fn main() {}
+//! `lcf-artifact`: list, show, verify and clean up the artifacts of a store.
+
+use clap::{Args, Parser, Subcommand};
+use lcf_artifact::{
+    gc, list, show,
+    store::{Store, find, links},
+    summary::Summary,
+    text::short,
+    verify,
+};
+use lcf_store::{Artifact, Error, artifact::MANIFEST, cli};
+use std::{path::PathBuf, process::ExitCode, time::SystemTime};
+
+/// List, show, verify and clean up artifacts
+#[derive(Parser)]
+#[command(name = "lcf-artifact", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every artifact of the store: stage, key, size, age, and the runs that link to it
+    List {
+        #[command(flatten)]
+        place: Place,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// One artifact (its directory or a link to it), or the results of a run (a directory like data/runs/smoke)
+    Show {
+        /// Artifact, link, or directory of a run
+        path: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check size and SHA-256 of every file; exit 1 when one is wrong, after naming all that are
+    Verify {
+        /// Artifacts, links, runs, or a store with all that is in it
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Remove artifacts that no run needs, interrupted builds (with their checkpoints), and unused locks
+    ///
+    /// A run needs the artifacts it links to and, in turn, all that they were made from. What a running stage has
+    /// locked stays; what it has just published and not linked yet does not: wait for make to end.
+    Gc {
+        #[command(flatten)]
+        place: Place,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// Where to look.
+#[derive(Args)]
+struct Place {
+    /// Directory of all artifacts
+    #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
+    store: PathBuf,
+    /// Directory of the runs, whose links say what is needed
+    #[arg(long, value_name = "DIR", default_value = "data/runs")]
+    runs: PathBuf,
+}
+
+fn main() -> ExitCode {
+    cli::main("artifact", |args: Cli| match args.command {
+        Command::List { place, json } => print_list(&place, json),
+        Command::Show { path, json } => print_show(&path, json),
+        Command::Verify { paths } => check(&paths),
+        Command::Gc { place, dry_run } => clean(&place, dry_run),
+    })
+}
+
+fn print_list(place: &Place, json: bool) -> anyhow::Result<()> {
+    let store = Store::scan(&place.store)?;
+    let links = links(&place.runs)?;
+    for error in &store.unreadable {
+        eprintln!("artifact: warning: {error}");
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    match json {
+        true => cli::print_json(&list::json(&store, &links)),
+        false => print!("{}", list::table(&store, &links, now)),
+    }
+    Ok(())
+}
+
+fn print_show(path: &std::path::Path, json: bool) -> anyhow::Result<()> {
+    if !path.join(MANIFEST).exists()
+        && let Some(summary) = Summary::of(path)?
+    {
+        match json {
+            true => cli::print_json(&summary.json()),
+            false => print!("{}", summary.text()),
+        }
+        return Ok(());
+    }
+    let artifact = Artifact::read(path)?;
+    let store = show::store_of(&artifact)?;
+    match json {
+        true => cli::print_json(&show::json(&artifact, &store)),
+        false => print!("{}", show::text(&artifact, &store)),
+    }
+    Ok(())
+}
+
+fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
+    let found = find(paths)?;
+    let report = verify::verify(&found);
+    for error in &report.bad {
+        eprintln!("artifact: error: {error}");
+        if let Some(hint) = error.hint() {
+            eprintln!("hint: {hint}");
+        }
+    }
+    println!("{}", report.line());
+    match report.bad.is_empty() {
+        true => Ok(()),
+        false => Err(Error::bad(&paths[0], format!("{} did not verify", report.bad.len())).into()),
+    }
+}
+
+fn clean(place: &Place, dry_run: bool) -> anyhow::Result<()> {
+    let plan = gc::plan(&place.store, &place.runs)?;
+    for kept in &plan.kept {
+        eprintln!("artifact: warning: {kept}");
+    }
+    let mut bytes = 0;
+    for item in &plan.items {
+        let removed = if dry_run { item.is_free()? } else { item.remove()? };
+        match removed {
+            true => println!("{}", item.line()),
+            false => println!("kept, in use: {}", short(item.path()).display()),
+        }
+        bytes += if removed { item.bytes() } else { 0 };
+    }
+    println!("{}", gc::total(plan.items.len(), bytes, dry_run));
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! `lcf-artifact show data/runs/RUN`: the results of a run on one screen.
+
+use crate::{list, text};
+use lcf_store::{Artifact, Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// In the order they run.
+const STAGES: [&str; 7] = ["prepare", "train", "extract", "probe", "sample", "fid", "report"];
+
+/// The artifacts a run links to, and the numbers in them that people ask for first.
+#[derive(Debug)]
+pub struct Summary {
+    dir: PathBuf,
+    artifacts: Vec<Artifact>,
+    train: Option<Value>,
+    probe: Option<Vec<Accuracy>>,
+    fid: Option<Value>,
+}
+
+/// A row of `probe.csv`: accuracies as fractions at one timestep. `timestep` is t * 1000.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Accuracy {
+    timestep: f64,
+    t: f64,
+    train_acc_raw: f64,
+    test_acc_raw: f64,
+    train_acc_std: f64,
+    test_acc_std: f64,
+}
+
+/// Where a probe curve is highest, and how much lower it is on clean images.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Peak {
+    /// Highest test accuracy.
+    pub peak: f64,
+    /// The t it is reached at; the smallest of several.
+    pub peak_t: f64,
+    /// Test accuracy at t = 0, where that was measured.
+    pub at_zero: Option<f64>,
+    /// `peak - at_zero`.
+    pub gap: Option<f64>,
+}
+
+/// The peak of `(t, test accuracy)` pairs; `None` of none.
+pub fn peak(curve: &[(f64, f64)]) -> Option<Peak> {
+    let best = curve.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
+    let at_zero = curve.iter().find(|(t, _)| *t == 0.0).map(|(_, accuracy)| *accuracy);
+    Some(Peak { peak: best.1, peak_t: best.0, at_zero, gap: at_zero.map(|zero| best.1 - zero) })
+}
+
+impl Summary {
+    /// Reads the run whose links lie in `dir`; `None` when none of them is a stage's.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when an artifact, or a result in it, cannot be read.
+    pub fn of(dir: &Path) -> Result<Option<Self>> {
+        let links: Vec<PathBuf> = STAGES.map(|stage| dir.join(stage)).into_iter().filter(|p| p.is_symlink()).collect();
+        if links.is_empty() {
+            return Ok(None);
+        }
+        let artifacts = links.iter().map(|link| Artifact::read(link)).collect::<Result<Vec<_>>>()?;
+        let of = |stage: &str| artifacts.iter().find(|artifact| artifact.manifest().stage == stage);
+        let train = of("train").map(|artifact| artifact.json("train.json")).transpose()?;
+        let probe = of("probe").map(accuracies).transpose()?;
+        let fid = of("fid").map(|artifact| artifact.json("fid.json")).transpose()?;
+        Ok(Some(Self { dir: dir.to_owned(), train, probe, fid, artifacts }))
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut out = format!("run {}\n\n", self.name());
+        let head = ["stage", "artifact", "digest", "size", "took"].map(str::to_owned).to_vec();
+        let rows = self.artifacts.iter().map(|artifact| {
+            let manifest = artifact.manifest();
+            vec![
+                manifest.stage.clone(),
+                text::short(artifact.dir()).display().to_string(),
+                text::head(&manifest.digest).to_owned(),
+                text::size(list::bytes(artifact)),
+                format!("{} s", manifest.provenance.seconds),
+            ]
+        });
+        out += &text::columns("lllrr", &std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        if let Some(train) = &self.train {
+            out += &format!("\ntraining: {}\n", headline(train));
+        }
+        if let Some(probe) = &self.probe {
+            out += &format!("\n{}", curve(probe));
+        }
+        if let Some(fid) = &self.fid {
+            out += &format!("\n{}\n", fid_line(fid));
+        }
+        out
+    }
+
+    /// The same as one JSON object.
+    pub fn json(&self) -> Value {
+        let stages: serde_json::Map<String, Value> = self
+            .artifacts
+            .iter()
+            .map(|artifact| {
+                let manifest = artifact.manifest();
+                let path = text::short(artifact.dir());
+                (manifest.stage.clone(), json!({ "path": path, "key": manifest.key, "digest": manifest.digest }))
+            })
+            .collect();
+        let probe = self
+            .probe
+            .as_ref()
+            .map(|rows| json!({ "curve": rows, "raw": peak(&raw(rows)), "standardised": peak(&standardised(rows)) }));
+        json!({ "run": self.name(), "stages": stages, "train": self.train, "probe": probe, "fid": self.fid })
+    }
+
+    fn name(&self) -> String {
+        self.dir.display().to_string().trim_end_matches('/').to_owned()
+    }
+}
+
+fn accuracies(artifact: &Artifact) -> Result<Vec<Accuracy>> {
+    let path = artifact.file("probe.csv")?;
+    let bad = |error: csv::Error| Error::bad(&path, format!("unexpected content: {error}"));
+    csv::Reader::from_path(&path).map_err(bad)?.deserialize().map(|row| row.map_err(bad)).collect()
+}
+
+fn raw(rows: &[Accuracy]) -> Vec<(f64, f64)> {
+    rows.iter().map(|row| (row.t, row.test_acc_raw)).collect()
+}
+
+fn standardised(rows: &[Accuracy]) -> Vec<(f64, f64)> {
+    rows.iter().map(|row| (row.t, row.test_acc_std)).collect()
+}
+
+/// Test accuracy per t, and the peaks.
+fn curve(rows: &[Accuracy]) -> String {
+    let percent = |value: f64| format!("{:.2}", 100.0 * value);
+    let head = ["T", "t", "raw", "standardised"].map(str::to_owned).to_vec();
+    let cells = rows.iter().map(|row| {
+        let t = (row.t * 1e6).round() / 1e6;
+        vec![row.timestep.to_string(), t.to_string(), percent(row.test_acc_raw), percent(row.test_acc_std)]
+    });
+    let mut out = "linear probe, accuracy on test images in percent:\n".to_owned();
+    out += &text::columns("rrrr", &std::iter::once(head).chain(cells).collect::<Vec<_>>());
+    for (name, curve) in [("raw", raw(rows)), ("standardised", standardised(rows))] {
+        let Some(Peak { peak, peak_t, at_zero, gap }) = peak(&curve) else { continue };
+        out += &format!("{name}: peak {} at t={peak_t}", percent(peak));
+        if let (Some(zero), Some(gap)) = (at_zero, gap) {
+            out += &format!(", at t=0 {}, gap {}", percent(zero), percent(gap));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// What `train.json` says, fields that are not there left out.
+fn headline(train: &Value) -> String {
+    let fields = [("objective", ""), ("parameters", " parameters"), ("epochs", " epochs"), ("steps", " steps")];
+    let mut parts: Vec<String> =
+        fields.iter().filter_map(|(name, unit)| Some(format!("{}{unit}", plain(train.get(name)?)?))).collect();
+    if let Some(loss) = train.get("final_loss").and_then(Value::as_f64) {
+        parts.push(format!("final loss {loss:.4}"));
+    }
+    parts.join(", ")
+}
+
+/// What `fid.json` says in one line, fields that are not there left out.
+fn fid_line(fid: &Value) -> String {
+    let field = |name: &str| fid.get(name).and_then(plain);
+    let sampled = |name: &str| fid.get("sample")?.get(name).and_then(plain);
+    let value = |of: &Value| of.get("fid").and_then(Value::as_f64).map_or("unknown".into(), |fid| format!("{fid:.3}"));
+    let reference = field("n_reference").zip(field("split")).map(|(n, split)| format!("against {n} {split} images"));
+    let parts: Vec<String> = [
+        field("n").map(|n| format!("{n} samples")),
+        reference,
+        field("resize").map(|resize| format!("{resize} resize")),
+        sampled("weights").map(|weights| format!("{weights} weights")),
+        sampled("sampler").zip(sampled("steps")).map(|(sampler, steps)| format!("{sampler} {steps} steps")),
+        sampled("nfe").map(|nfe| format!("NFE {nfe}")),
+        sampled("seed").map(|seed| format!("seed {seed}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let line = format!("FID {} ({})", value(fid), parts.join(", "));
+    match fid.get("floor").filter(|floor| floor.is_object()) {
+        Some(floor) => {
+            let n = floor.get("n").and_then(plain).map(|n| format!(" of {n}")).unwrap_or_default();
+            format!("{line}\nfloor: FID {}{n} training images against the same reference", value(floor))
+        }
+        None => line,
+    }
+}
+
+/// A string or number as people write it.
+fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_the_first_highest_and_the_gap_is_to_clean_images() {
+        let found = peak(&[(0.0, 0.25), (0.02, 0.5), (0.1, 0.5)]).unwrap();
+        assert_eq!(found, Peak { peak: 0.5, peak_t: 0.02, at_zero: Some(0.25), gap: Some(0.25) });
+        assert_eq!(peak(&[(0.1, 0.5)]).unwrap().gap, None);
+        assert_eq!(peak(&[]), None);
+    }
+
+    #[test]
+    fn lines_name_what_is_known_and_leave_out_the_rest() {
+        let fid = json!({ "fid": 12.3456, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1",
+            "floor": { "fid": 9.87, "n": 64, "seed": 0 },
+            "sample": { "sampler": "euler", "steps": 20, "nfe": 20, "weights": "ema", "seed": 1 } });
+        assert_eq!(
+            fid_line(&fid),
+            "FID 12.346 (64 samples, against 128 train images, tf1 resize, ema weights, euler 20 steps, NFE 20, seed 1)\n\
+             floor: FID 9.870 of 64 training images against the same reference"
+        );
+        assert_eq!(fid_line(&json!({ "fid": 1.0, "floor": null })), "FID 1.000 ()");
+        let train = json!({ "objective": "fm", "parameters": 10, "final_loss": 0.5 });
+        assert_eq!(headline(&train), "fm, 10 parameters, final loss 0.5000");
+    }
+}
