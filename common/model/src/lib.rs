@@ -6,6 +6,7 @@ pub mod config;
 pub mod device;
 pub mod dit;
 pub mod embed;
+pub mod features;
 pub mod params;
 pub mod path;
 pub mod pixels;

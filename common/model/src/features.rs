@@ -1,0 +1,158 @@
+//! The artifact of an extraction, as its stage writes it and the probe reads it: token-mean features of one layer, one
+//! memory-mapped fp32 `[N, D]` array for each split and timestep.
+
+use crate::Precision;
+use lcf_store::{Artifact, Error, Result, npy::Npy};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Name of the file that describes the rest.
+pub const META: &str = "features.json";
+/// The stage that makes it.
+pub const STAGE: &str = "extract";
+/// The largest timestep: T = 1000 is t = 1, pure noise.
+pub const LAST_TIMESTEP: u32 = 1000;
+
+/// Which images: those that were trained on, or those held out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Part {
+    /// Training images.
+    Train,
+    /// Held-out images.
+    Test,
+}
+
+impl Part {
+    /// Both, in the order in which they are extracted.
+    pub const ALL: [Self; 2] = [Self::Train, Self::Test];
+
+    /// `train` or `test`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        }
+    }
+
+    /// File of the features at `timestep`.
+    pub fn file(self, timestep: u32) -> String {
+        format!("{}-T{timestep:04}.npy", self.name())
+    }
+
+    /// File of the labels.
+    pub fn labels_file(self) -> String {
+        format!("{}-labels.npy", self.name())
+    }
+}
+
+/// t in `[0, 1]` of a paper step T.
+pub fn time(timestep: u32) -> f64 {
+    f64::from(timestep) / f64::from(LAST_TIMESTEP)
+}
+
+/// `features.json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// Number of training images.
+    pub train: usize,
+    /// Number of held-out images.
+    pub test: usize,
+    /// D, width of a feature.
+    pub width: usize,
+    /// The block after which the residual stream was read, counted from 1.
+    pub layer: usize,
+    /// Paper steps T, increasing, the first is 0.
+    pub timesteps: Vec<u32>,
+    /// Name of the weights: `ema`, `raw` or `epoch-N`.
+    pub weights: String,
+    /// Number type of the matrix products.
+    pub precision: Precision,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Digest of the train artifact.
+    pub model: String,
+    /// Digest of the dataset artifact.
+    pub data: String,
+}
+
+impl Meta {
+    /// Number of images of `part`.
+    pub fn count(&self, part: Part) -> usize {
+        match part {
+            Part::Train => self.train,
+            Part::Test => self.test,
+        }
+    }
+}
+
+/// An opened extraction.
+#[derive(Debug)]
+pub struct Features {
+    /// Where it lies.
+    pub artifact: Artifact,
+    /// What it is.
+    pub meta: Meta,
+}
+
+impl Features {
+    /// Opens and verifies the artifact at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] naming the file that is not what it has to be.
+    pub fn open(path: &Path) -> Result<Self> {
+        let artifact = Artifact::open(path, STAGE)?;
+        let meta = artifact.json(META)?;
+        Ok(Self { artifact, meta })
+    }
+
+    /// Features of `part` at `timestep`, fp32 `[N, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when the file is missing or has another type or shape.
+    pub fn values(&self, part: Part, timestep: u32) -> Result<Npy<f32>> {
+        let values = Npy::<f32>::open(&self.artifact.file(&part.file(timestep))?)?;
+        let expected = [self.meta.count(part), self.meta.width];
+        match values.shape() == expected {
+            true => Ok(values),
+            false => Err(Error::bad(
+                values.path(),
+                format!("found shape {:?}, expected [N, D] {expected:?}", values.shape()),
+            )),
+        }
+    }
+
+    /// Class indices of `part`, int64 `[N]`.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when there are more or fewer than images, or one names no class.
+    pub fn labels(&self, part: Part) -> Result<Npy<i64>> {
+        let labels = Npy::<i64>::open(&self.artifact.file(&part.labels_file())?)?;
+        let (count, classes) = (self.meta.count(part), self.meta.classes.len());
+        if labels.shape() != [count] {
+            let found = labels.shape();
+            return Err(Error::bad(labels.path(), format!("found shape {found:?}, expected [{count}]")));
+        }
+        match labels.values().iter().find(|&&label| !(0..classes as i64).contains(&label)) {
+            Some(label) => Err(Error::bad(labels.path(), format!("label {label}, expected 0..{classes}"))),
+            None => Ok(labels),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_sort_as_the_timesteps_do() {
+        assert_eq!(Part::Train.file(0), "train-T0000.npy");
+        assert_eq!(Part::Test.file(1000), "test-T1000.npy");
+        assert_eq!(Part::Test.labels_file(), "test-labels.npy");
+        assert_eq!((time(0), time(20), time(1000)), (0.0, 0.02, 1.0));
+    }
+}
