@@ -1,1 +1,137 @@
-fn main() {}
+//! lcf-train: see `lcf_train` for what it does and the README for how it is used.
+
+use anyhow::Result;
+use clap::Parser;
+use lcf_model::{
+    Precision,
+    config::Input,
+    device::{self, DeviceArgs},
+    params::Layout,
+    pixels,
+    trained::{META, Meta},
+};
+use lcf_store::{
+    Artifact, Error,
+    cli::{self, StageArgs},
+    dataset::Dataset,
+    stage::{Begin, Plan},
+};
+use lcf_train::{
+    TrainConfig, metrics,
+    run::{Pace, train},
+};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+use tch::Device;
+
+/// Version of this stage: bumped when the same config and data give another result.
+const VERSION: u32 = 1;
+
+/// Train a DiT with flow matching or Local Contrastive Flow
+///
+/// Resumes by itself: an interrupted training goes on from its last checkpoint when the same command runs again.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Dataset artifact
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Steps between rows of metrics.csv
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    log_steps: u64,
+    /// Steps between checkpoints, beside those by time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_steps: Option<u64>,
+    /// Minutes between checkpoints
+    #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_minutes: u64,
+}
+
+fn main() -> ExitCode {
+    cli::main("train", run)
+}
+
+fn run(args: Args) -> Result<()> {
+    let config: TrainConfig = args.stage.section::<TrainConfig>()?.resolved();
+    let dataset = Dataset::open(&args.data)?;
+    let input = check(&config, &dataset)?;
+    let plan = Plan::of(VERSION, &config).input("data", dataset.artifact.digest());
+    let (artifact, built) = match plan.begin(&args.stage)? {
+        Begin::UpToDate(artifact) => (artifact, false),
+        Begin::Build(mut work) => {
+            let device = args.device.open()?;
+            device::record(work.provenance(), device);
+            announce(&config, &dataset, input, device);
+            let pace = Pace {
+                log_steps: args.log_steps,
+                checkpoint_steps: args.checkpoint_steps,
+                checkpoint_every: Duration::from_secs(60 * args.checkpoint_minutes),
+            };
+            let images = pixels::load(&dataset.train, device);
+            train(&config, &dataset, input, images, pace, &work)?;
+            // Its rows hold times, and how many there are depends on --log-steps.
+            work.log(metrics::FILE);
+            (work.publish()?, true)
+        }
+    };
+    args.stage.link(&artifact)?;
+    print(&args.stage, &artifact, built)
+}
+
+/// Whether model and data fit together.
+fn check(config: &TrainConfig, dataset: &Dataset) -> Result<Input> {
+    let meta = &dataset.meta;
+    let fits = config.model.fits(meta.channels, meta.height, meta.width);
+    let input = fits.map_err(|message| Error::usage(format!("train.model.{message} ({})", meta.name)))?;
+    if dataset.train.count < config.batch {
+        let (batch, count) = (config.batch, dataset.train.count);
+        return Err(Error::usage(format!("train.batch: {batch} is more than the {count} training images")).into());
+    }
+    Ok(input)
+}
+
+fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Device) {
+    let parameters = Layout::new(&config.model, &input).parameters();
+    let model = &config.model;
+    let steps = config.epochs * (dataset.train.count / config.batch) as u64;
+    eprintln!(
+        "train: {} on {} ({} images), DiT {}x{} patch {}, {parameters} parameters, {} epochs = {steps} steps of {}, {} on {}",
+        config.objective.name(),
+        dataset.meta.name,
+        dataset.train.count,
+        model.depth,
+        model.width,
+        model.patch,
+        config.epochs,
+        config.batch,
+        if config.precision == Precision::Bf16 { "bf16" } else { "fp32" },
+        device::name(device),
+    );
+    if config.precision == Precision::Bf16 && device == Device::Cpu {
+        eprintln!("train: bf16 is slow on a CPU; --set train.precision=fp32 is much faster there");
+    }
+}
+
+fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
+    let meta: Meta = artifact.json(META)?;
+    let dir = artifact.dir().display();
+    if args.json {
+        let digest = artifact.digest();
+        cli::print_json(
+            &serde_json::json!({"artifact": dir.to_string(), "digest": digest, "built": built, "train": meta}),
+        );
+        return Ok(());
+    }
+    let state = if built { "trained" } else { "up to date" };
+    let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
+    let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
+    println!(
+        "train: {state}: {} on {}, {} parameters, {} epochs{loss}{skipped}",
+        meta.objective, meta.dataset, meta.parameters, meta.epochs
+    );
+    println!("train: {dir}");
+    Ok(())
+}

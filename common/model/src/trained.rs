@@ -35,8 +35,8 @@ pub struct Meta {
     pub steps: u64,
     /// Steps left out because loss or gradient was not finite.
     pub skipped: u64,
-    /// Mean flow loss of the last epoch, per dimension.
-    pub final_loss: f64,
+    /// Mean square error of the velocity per dimension over the last epoch; none if that had no regressed sample.
+    pub final_loss: Option<f64>,
     /// Name of the dataset.
     pub dataset: String,
     /// Digest of the dataset artifact.

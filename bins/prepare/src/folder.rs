@@ -1,0 +1,52 @@
+//! What the two readers of encoded images share: labelled files of a [`Tree`].
+
+use crate::{
+    decode,
+    source::{BadImage, Pixels, Split},
+    tree::Tree,
+};
+use std::sync::Arc;
+
+/// The images of one split.
+#[derive(Clone, Debug, Default)]
+pub struct Images {
+    /// Class of each image.
+    pub labels: Vec<i64>,
+    /// Its number in the tree.
+    pub files: Vec<usize>,
+}
+
+impl Images {
+    /// Images in the order of class, then file name, bytewise.
+    pub fn sorted(tree: &Tree, mut images: Vec<(i64, usize)>) -> Self {
+        // The tree is sorted, but directory names that contain one another sort differently as parts of a path.
+        let key = |&(label, file): &(i64, usize)| (label, tree.files()[file].rsplit('/').next().map(str::to_owned));
+        images.sort_by_cached_key(key);
+        let (labels, files) = images.into_iter().unzip();
+        Self { labels, files }
+    }
+
+    /// Which of `classes` classes have no image.
+    pub fn missing(&self, classes: usize) -> Vec<usize> {
+        let mut seen = vec![false; classes];
+        self.labels.iter().for_each(|&label| seen[label as usize] = true);
+        (0..classes).filter(|&class| !seen[class]).collect()
+    }
+
+    /// The split whose images are decoded to `shape`, after cropping and resizing them to `side` where it is given.
+    pub fn split(self, tree: Arc<Tree>, shape: [usize; 3], side: Option<usize>) -> Split {
+        let files = self.files;
+        let pixels: Pixels = Box::new(move |index, out| {
+            let file = files[index];
+            let result = tree.read(file).and_then(|bytes| {
+                let mut image = decode::rgb(&bytes)?;
+                if let Some(side) = side {
+                    image = decode::centre_square(&image, side as u32);
+                }
+                decode::planes(&image, shape, out)
+            });
+            result.map_err(|reason| BadImage { name: tree.files()[file].clone(), reason })
+        });
+        Split { labels: self.labels, pixels }
+    }
+}

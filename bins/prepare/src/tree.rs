@@ -1,0 +1,299 @@
+//! The files of a folder or of a zip archive, by name, in one order. Archives are read in place, never unpacked.
+
+use lcf_store::{Error, Result, digest};
+use rayon::prelude::*;
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use zip::ZipArchive;
+
+/// Largest file that is read. An image of more is not one.
+const MAX_FILE: u64 = 64 << 20;
+/// Deepest folder below the root that is listed, which also ends loops of links.
+const MAX_DEPTH: usize = 4;
+
+/// A folder or zip archive: its files below some top-level names, sorted bytewise.
+#[derive(Debug)]
+pub struct Tree {
+    path: PathBuf,
+    files: Vec<String>,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// The directory that `files` are relative to.
+    Folder(PathBuf),
+    /// The archive, and the number in it of each of `files`.
+    Zip(ZipArchive<SharedFile>, Vec<usize>),
+}
+
+impl Tree {
+    /// Lists the files at `path` that are at, or below, one of `tops`, of which the first must be there, either in
+    /// `path` itself or in its directory `inner`. Hidden files are left out.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when `path` is neither a folder nor a zip archive, or the first of `tops` is not in it.
+    pub fn open(path: &Path, inner: &str, tops: &[&str]) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(Error::io(path, "open"))?;
+        let tree = if meta.is_dir() { folder(path, inner, tops) } else { archive(path, inner, tops) }?;
+        match tree.files.iter().any(|name| is_below(name, tops[0])) {
+            true => Ok(tree),
+            false => Err(Error::bad(path, format!("found no {0} in it, expected {0} and {1}", tops[0], tops[1]))),
+        }
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all files, with `/`, sorted bytewise.
+    pub fn files(&self) -> &[String] {
+        &self.files
+    }
+
+    /// Number of the file called `name`.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.files.binary_search_by(|file| file.as_str().cmp(name)).ok()
+    }
+
+    /// Reads file number `index`. Safe to call from many threads at once.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn read(&self, index: usize) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        match &self.place {
+            Place::Folder(root) => {
+                let file = File::open(root.join(&self.files[index])).map_err(|e| e.to_string())?;
+                bytes.reserve(file.metadata().map_or(0, |meta| meta.len().min(MAX_FILE) as usize));
+                file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+            }
+            Place::Zip(archive, members) => {
+                // A clone shares the directory of the archive and has its own place in the file.
+                let mut archive = archive.clone();
+                let member = archive.by_index(members[index]).map_err(|e| e.to_string())?;
+                bytes.reserve(member.size().min(MAX_FILE) as usize);
+                member.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+            }
+        }
+        match bytes.len() as u64 > MAX_FILE {
+            true => Err(format!("larger than {} MiB", MAX_FILE >> 20)),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Reads the text file called `name`.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when it is not there or not UTF-8.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let bad = |message: String| Error::bad(self.path.join(name), message).with_hint("fetch the data again");
+        let index = self.find(name).ok_or_else(|| bad("missing".into()))?;
+        String::from_utf8(self.read(index).map_err(bad)?).map_err(|_| bad("not UTF-8 text".into()))
+    }
+
+    /// Digest of the raw data: that of the archive, or of the names and hashes of those files of the folder that `used`
+    /// lists by number.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read.
+    pub fn digest(&self, used: &[usize]) -> Result<String> {
+        match &self.place {
+            Place::Zip(..) => Ok(digest::of_file(&self.path)?.1),
+            Place::Folder(root) => folder_digest(root, used.iter().map(|&index| self.files[index].as_str()).collect()),
+        }
+    }
+}
+
+/// SHA-256 of `SHA256 NAME` lines of the files `names` in `root`, in the order of their names.
+///
+/// # Errors
+/// [`Error::Io`] for the first, by name, that cannot be read.
+pub fn folder_digest(root: &Path, mut names: Vec<&str>) -> Result<String> {
+    names.sort_unstable();
+    let line = |name: &&str| Ok(format!("{} {name}\n", digest::of_file(&root.join(name))?.1));
+    let lines: Vec<Result<String>> = names.par_iter().map(line).collect();
+    let text: Result<String> = lines.into_iter().collect();
+    Ok(digest::of_bytes(text?.as_bytes()))
+}
+
+fn is_below(name: &str, top: &str) -> bool {
+    name.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn folder(path: &Path, inner: &str, tops: &[&str]) -> Result<Tree> {
+    let nested = path.join(inner);
+    let root = if !path.join(tops[0]).exists() && nested.join(tops[0]).exists() { nested } else { path.to_owned() };
+    let mut files = Vec::new();
+    for &top in tops {
+        if root.join(top).exists() {
+            list(&root, top, 0, &mut files)?;
+        }
+    }
+    files.sort_unstable();
+    Ok(Tree { path: path.to_owned(), files, place: Place::Folder(root) })
+}
+
+fn list(root: &Path, name: &str, depth: usize, files: &mut Vec<String>) -> Result<()> {
+    let path = root.join(name);
+    if !path.is_dir() {
+        files.push(name.to_owned());
+        return Ok(());
+    }
+    if depth == MAX_DEPTH {
+        return Ok(());
+    }
+    for entry in fs::read_dir(&path).map_err(Error::io(&path, "list"))? {
+        let entry = entry.map_err(Error::io(&path, "list"))?;
+        let child = entry.file_name();
+        let child = child.to_str().ok_or_else(|| Error::bad(entry.path(), "found a file name that is not UTF-8"))?;
+        if child.starts_with('.') {
+            continue;
+        }
+        // Asking the directory for the type saves a look at each of 100,000 files; a link has to be followed.
+        match entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            true => files.push(format!("{name}/{child}")),
+            false => list(root, &format!("{name}/{child}"), depth + 1, files)?,
+        }
+    }
+    Ok(())
+}
+
+fn archive(path: &Path, inner: &str, tops: &[&str]) -> Result<Tree> {
+    let bad = |error: zip::result::ZipError| {
+        Error::bad(path, format!("not a zip archive or a folder ({error})"))
+            .with_hint("it may be cut off: fetch it again")
+    };
+    let archive = ZipArchive::new(SharedFile::open(path)?).map_err(bad)?;
+    let inner = format!("{inner}/");
+    let is_nested = !archive.file_names().any(|name| is_below(name, tops[0]));
+    let mut named: Vec<(String, usize)> = (0..archive.len())
+        .filter_map(|member| {
+            let name = archive.name_for_index(member)?;
+            let name = if is_nested { name.strip_prefix(&inner)? } else { name };
+            let is_hidden = name.split('/').any(|part| part.starts_with('.'));
+            let is_listed = !name.ends_with('/') && tops.iter().any(|top| is_below(name, top));
+            (is_listed && !is_hidden).then(|| (name.to_owned(), member))
+        })
+        .collect();
+    named.sort_unstable();
+    let (files, members) = named.into_iter().unzip();
+    Ok(Tree { path: path.to_owned(), files, place: Place::Zip(archive, members) })
+}
+
+/// A file that any number of readers share, each with its own position.
+#[derive(Clone, Debug)]
+struct SharedFile {
+    file: Arc<File>,
+    length: u64,
+    position: u64,
+}
+
+impl SharedFile {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let length = file.metadata().map_err(Error::io(path, "stat"))?.len();
+        Ok(Self { file: Arc::new(file), length, position: 0 })
+    }
+}
+
+impl Read for SharedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for SharedFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(offset) => self.length.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = target.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use zip::write::{SimpleFileOptions, ZipWriter};
+
+    const FILES: [(&str, &str); 5] = [
+        ("set/train/b/2.png", "two"),
+        ("set/train/b/10.png", "ten"),
+        ("set/train/.hidden/1.png", "no"),
+        ("set/val/notes.txt", "text"),
+        ("set/other/x.png", "no"),
+    ];
+
+    fn make_folder(root: &Path) {
+        for (name, text) in FILES {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    fn make_zip(path: &Path, strip: &str) {
+        let mut zip = ZipWriter::new(File::create(path).unwrap());
+        for (name, text) in FILES {
+            zip.start_file(name.strip_prefix(strip).unwrap(), SimpleFileOptions::default()).unwrap();
+            zip.write_all(text.as_bytes()).unwrap();
+        }
+        zip.finish().unwrap();
+    }
+
+    #[test]
+    fn folders_and_archives_list_and_read_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        make_folder(dir.path());
+        make_zip(&dir.path().join("nested.zip"), "");
+        make_zip(&dir.path().join("flat.zip"), "set/");
+        for name in ["", "set", "nested.zip", "flat.zip"] {
+            let tree = Tree::open(&dir.path().join(name), "set", &["train", "val"]).unwrap();
+            assert_eq!(tree.files(), ["train/b/10.png", "train/b/2.png", "val/notes.txt"], "{name}");
+            assert_eq!(tree.read(tree.find("train/b/10.png").unwrap()).unwrap(), b"ten");
+            assert_eq!(tree.text("val/notes.txt").unwrap(), "text");
+            assert!(tree.text("val/none.txt").unwrap_err().to_string().ends_with("val/none.txt: missing"));
+        }
+    }
+
+    #[test]
+    fn the_digest_follows_the_used_files_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        make_folder(dir.path());
+        let digest = || {
+            let tree = Tree::open(dir.path(), "set", &["train", "val"]).unwrap();
+            tree.digest(&[0, 1]).unwrap()
+        };
+        let before = digest();
+        fs::write(dir.path().join("set/val/notes.txt"), "other").unwrap();
+        assert_eq!(digest(), before);
+        fs::write(dir.path().join("set/train/b/2.png"), "TWO").unwrap();
+        assert_ne!(digest(), before);
+    }
+
+    #[test]
+    fn what_is_neither_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |path: &Path| Tree::open(path, "set", &["train", "val"]).unwrap_err();
+        assert!(open(dir.path()).to_string().contains("found no train in it"));
+        let file = dir.path().join("x.zip");
+        make_zip(&file, "");
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+        assert!(open(&file).to_string().contains("not a zip archive or a folder"));
+        assert!(open(&dir.path().join("none")).to_string().ends_with("none: cannot open"));
+    }
+}

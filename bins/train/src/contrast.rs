@@ -1,0 +1,201 @@
+//! The contrastive loss on low-noise features: Equations 13 and 14 and Algorithm 1 of the paper, which contradict each
+//! other and leave things open. Each reading is an option here; `docs/decisions.md` says which is the default and why.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+/// Whose feature an anchor is pulled to.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positive {
+    /// h(x_Tmin) of the same image and noise: the text, Figure 3 and Algorithm 1.
+    TMin,
+    /// h(x_0): Equation 14 as printed.
+    Zero,
+}
+
+/// What an anchor is pushed from: the sum under the logarithm.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Denominator {
+    /// Equation 14: every j != i of the batch, without the positive. Unbounded below as features grow apart.
+    Eq14,
+    /// Algorithm 1: every j of the batch, i itself (at distance 0) included, so that the loss is at least 0.
+    Algorithm1,
+    /// InfoNCE (van den Oord et al. 2018): every j != i of the batch, and the positive.
+    InfoNce,
+}
+
+/// How the tokens of an image become one feature.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// Mean over tokens, F = D.
+    Mean,
+    /// All tokens, F = N D.
+    Flatten,
+}
+
+/// What tau is measured against.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// Squared distance as printed.
+    None,
+    /// Squared distance divided by F, as in Dispersive Loss (Wang and He 2025).
+    Dim,
+    /// Features scaled to unit length first.
+    L2,
+}
+
+/// Everything the paper leaves open about the contrastive loss, and its numbers.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContrastConfig {
+    /// Weight of the contrastive loss, lambda of Equation 15.
+    pub lambda: f64,
+    /// Temperature.
+    pub tau: f64,
+    /// Blocks before the feature is taken, l of Equation 13.
+    pub layer: usize,
+    /// Whose feature an anchor is pulled to.
+    pub positive: Positive,
+    /// What an anchor is pushed from.
+    pub denominator: Denominator,
+    /// Whether positives and negatives are constants: the text says so, Algorithm 1 is silent.
+    pub detach: bool,
+    /// How tokens become a feature.
+    pub pool: Pool,
+    /// What tau is measured against.
+    pub norm: Norm,
+}
+
+/// The loss and what it consists of.
+#[derive(Debug)]
+pub struct Contrast {
+    /// Equation 14, mean over anchors: scalar.
+    pub loss: Tensor,
+    /// Mean squared distance to the positive, in the units of the loss before tau: scalar, no gradient.
+    pub pull: Tensor,
+    /// Mean squared distance to the rest of the batch, likewise.
+    pub push: Tensor,
+}
+
+/// One feature an image: tokens `[n, N, D]` to `[n, F]`, scaled to unit length for [`Norm::L2`].
+pub fn pool(tokens: &Tensor, config: &ContrastConfig) -> Tensor {
+    let feature = match config.pool {
+        Pool::Mean => tokens.mean_dim(1, false, Kind::Float),
+        Pool::Flatten => tokens.flatten(1, -1),
+    };
+    match config.norm {
+        // The floor keeps the gradient finite at a zero feature, which has no direction.
+        Norm::L2 => &feature / feature.square().sum_dim_intlist(1, true, Kind::Float).clamp_min(1e-12).sqrt(),
+        Norm::None | Norm::Dim => feature,
+    }
+}
+
+/// Equation 14 in the reading of `config`, over anchors A, for features of [`pool`]:
+///
+/// L = 1/A sum_i [ d(z_i, p_i) / tau + log sum_j exp(-d(z_i, h_j) / tau) ], d the squared distance.
+///
+/// anchors: `[A, F]`; positives: `[A, F]`; batch: `[B, F]`, whose first A rows are the anchors.
+pub fn contrast(anchors: &Tensor, positives: &Tensor, batch: &Tensor, config: &ContrastConfig) -> Contrast {
+    let constant = |x: &Tensor| if config.detach { x.detach() } else { x.shallow_clone() };
+    let (count, features) = anchors.size2().expect("anchors are [A, F]");
+    let scale = if config.norm == Norm::Dim { 1.0 / features as f64 } else { 1.0 };
+    let to_positive = (anchors - constant(positives)).square().sum_dim_intlist(1, false, Kind::Float) * scale;
+    let difference = anchors.unsqueeze(1) - constant(batch).unsqueeze(0);
+    let to_batch = difference.square().sum_dim_intlist(2, false, Kind::Float) * scale;
+    // Log-sum-exp in fp32, from distances: exp(-d) alone underflows for features far apart.
+    let others = &to_batch * (-1.0 / config.tau);
+    let no_self = || others.masked_fill(&diagonal(&to_batch), f64::NEG_INFINITY);
+    let terms = match config.denominator {
+        Denominator::Eq14 => no_self(),
+        Denominator::Algorithm1 => others.shallow_clone(),
+        Denominator::InfoNce => Tensor::cat(&[no_self(), (&to_positive * (-1.0 / config.tau)).unsqueeze(1)], 1),
+    };
+    let loss = (&to_positive / config.tau + terms.logsumexp(1, false)).mean(Kind::Float);
+    let pairs = (count * (batch.size()[0] - 1)).max(1) as f64;
+    // An anchor's distance to itself is zero, so the sum over all is the sum over the others.
+    Contrast { loss, pull: to_positive.detach().mean(Kind::Float), push: to_batch.detach().sum(Kind::Float) / pairs }
+}
+
+/// True at `[i, i]` of a matrix shaped like `x`.
+fn diagonal(x: &Tensor) -> Tensor {
+    let (rows, columns) = x.size2().expect("a matrix");
+    Tensor::ones([rows, columns], (Kind::Bool, x.device())).tril(0).triu(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: ContrastConfig = ContrastConfig {
+        lambda: 1.0,
+        tau: 0.5,
+        layer: 1,
+        positive: Positive::TMin,
+        denominator: Denominator::Algorithm1,
+        detach: true,
+        pool: Pool::Mean,
+        norm: Norm::None,
+    };
+
+    /// One anchor at 0, its positive at 1, the others of the batch at 2 and 3, in one dimension.
+    fn by_hand(config: &ContrastConfig) -> f64 {
+        let column = |values: &[f32]| Tensor::from_slice(values).view([-1, 1]);
+        f64::try_from(contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), config).loss).unwrap()
+    }
+
+    #[test]
+    fn a_hand_made_batch_in_each_denominator() {
+        let others = (-8f64).exp() + (-18f64).exp();
+        let expect = |denominator, sum: f64| {
+            let found = by_hand(&ContrastConfig { denominator, ..CONFIG });
+            assert!((found - (2.0 + sum.ln())).abs() < 1e-5, "{denominator:?}: {found}");
+        };
+        expect(Denominator::Eq14, others);
+        expect(Denominator::Algorithm1, 1.0 + others);
+        expect(Denominator::InfoNce, (-2f64).exp() + others);
+    }
+
+    #[test]
+    fn algorithm_1_is_never_negative_and_equation_14_has_no_floor() {
+        let far = |scale: f64| {
+            let batch = Tensor::from_slice(&[0.0f32, 1.0, 2.0]).view([3, 1]) * scale;
+            let anchors = batch.narrow(0, 0, 1);
+            let loss =
+                |denominator| contrast(&anchors, &anchors, &batch, &ContrastConfig { denominator, ..CONFIG }).loss;
+            (loss(Denominator::Algorithm1).double_value(&[]), loss(Denominator::Eq14).double_value(&[]))
+        };
+        assert!(far(100.0).0 >= 0.0);
+        // Far beyond where exp(-d / tau) underflows, Equation 14 keeps falling.
+        assert!(far(100.0).1 < -10_000.0 && far(200.0).1 < 3.0 * far(100.0).1);
+    }
+
+    #[test]
+    fn pulls_and_pushes_are_mean_squared_distances() {
+        let column = |values: &[f32]| Tensor::from_slice(values).view([-1, 1]);
+        let found = contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), &CONFIG);
+        assert_eq!((found.pull.double_value(&[]), found.push.double_value(&[])), (1.0, 6.5));
+    }
+
+    #[test]
+    fn gradients_reach_positives_and_batch_only_without_detach() {
+        for detach in [true, false] {
+            let leaf = |n| Tensor::randn([n, 4], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+            let (anchors, positives, batch) = (leaf(2), leaf(2), leaf(5));
+            contrast(&anchors, &positives, &batch, &ContrastConfig { detach, ..CONFIG }).loss.backward();
+            assert!(anchors.grad().defined());
+            assert_eq!(positives.grad().defined(), !detach);
+            assert_eq!(batch.grad().defined(), !detach);
+        }
+    }
+
+    #[test]
+    fn unit_length_features_have_a_finite_gradient_at_zero() {
+        let tokens = Tensor::zeros([2, 3, 4], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+        pool(&tokens, &ContrastConfig { norm: Norm::L2, ..CONFIG }).sum(Kind::Float).backward();
+        assert!(bool::try_from(tokens.grad().isfinite().all()).unwrap());
+    }
+}

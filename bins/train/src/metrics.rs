@@ -1,0 +1,183 @@
+//! `metrics.csv`: one row for each interval of steps.
+
+use crate::step::{BINS, Report};
+use lcf_store::{Error, Result};
+use std::{fs, io::Write, path::Path, time::Instant};
+
+/// Name of the file.
+pub const FILE: &str = "metrics.csv";
+
+/// The header line. Losses are means over the interval; `flow` and its bins are mean square errors per dimension.
+pub fn header() -> String {
+    let bins: Vec<String> = (0..BINS).map(|bin| format!("flow_t0.{bin}")).collect();
+    format!(
+        "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,lr,skipped,ms_per_step,img_per_s",
+        bins.join(",")
+    )
+}
+
+/// Means over the steps since the last row.
+#[derive(Debug)]
+pub struct Window {
+    start: Instant,
+    steps: u64,
+    skipped: u64,
+    loss: f64,
+    grad_norm: f64,
+    lr: f64,
+    flow: [f64; BINS],
+    samples: [f64; BINS],
+    contrast: [f64; 3],
+    contrasted: u64,
+    anchors: i64,
+}
+
+impl Window {
+    /// An empty interval that starts now.
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            steps: 0,
+            skipped: 0,
+            loss: 0.0,
+            grad_norm: 0.0,
+            lr: 0.0,
+            flow: [0.0; BINS],
+            samples: [0.0; BINS],
+            contrast: [0.0; 3],
+            contrasted: 0,
+            anchors: 0,
+        }
+    }
+
+    /// Steps in it.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Milliseconds a step so far.
+    pub fn ms_per_step(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1e3 / self.steps.max(1) as f64
+    }
+
+    /// Mean square error per dimension over the regressed samples.
+    pub fn flow(&self) -> f64 {
+        mean(self.flow.iter().sum(), self.samples.iter().sum())
+    }
+
+    /// Adds a step. One that was left out counts in time and in `skipped` alone.
+    pub fn add(&mut self, report: &Report) {
+        self.steps += 1;
+        self.lr = report.lr;
+        if !report.is_finite() {
+            self.skipped += 1;
+            return;
+        }
+        self.loss += report.loss;
+        self.grad_norm += report.grad_norm;
+        self.anchors += report.anchors;
+        for bin in 0..BINS {
+            self.flow[bin] += report.flow[bin];
+            self.samples[bin] += report.samples[bin];
+        }
+        if let Some(contrast) = report.contrast {
+            self.contrasted += 1;
+            self.contrast.iter_mut().zip(contrast).for_each(|(sum, value)| *sum += value);
+        }
+    }
+
+    /// The row. What had no sample in the interval is empty.
+    pub fn row(&self, step: u64, epoch: f64, batch: usize) -> String {
+        let counted = (self.steps - self.skipped) as f64;
+        let ms = self.ms_per_step();
+        let mut cells = vec![step.to_string(), format!("{epoch:.3}"), number(mean(self.loss, counted))];
+        cells.push(number(self.flow()));
+        cells.extend(self.contrast.map(|sum| number(mean(sum, self.contrasted as f64))));
+        cells.push(number(mean(self.anchors as f64, counted)));
+        cells.extend((0..BINS).map(|bin| number(mean(self.flow[bin], self.samples[bin]))));
+        cells.push(number(mean(self.grad_norm, counted)));
+        cells.push(number(self.lr));
+        cells.push(self.skipped.to_string());
+        cells.extend([format!("{ms:.2}"), format!("{:.1}", batch as f64 * 1e3 / ms.max(1e-9))]);
+        cells.join(",")
+    }
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn mean(sum: f64, count: f64) -> f64 {
+    if count > 0.0 { sum / count } else { f64::NAN }
+}
+
+fn number(value: f64) -> String {
+    if value.is_nan() { String::new() } else { format!("{value:.6e}") }
+}
+
+/// Appends a row; a new file starts with the header.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be written.
+pub fn append(path: &Path, row: &str) -> Result<()> {
+    let head = if path.exists() { String::new() } else { header() + "\n" };
+    let mut file = fs::File::options().create(true).append(true).open(path).map_err(Error::io(path, "open"))?;
+    file.write_all(format!("{head}{row}\n").as_bytes()).map_err(Error::io(path, "write"))
+}
+
+/// Drops rows of steps after `step`, and a line cut short: they will be made again.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be rewritten.
+pub fn rewind(path: &Path, step: u64) -> Result<()> {
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let kept = text.split_inclusive('\n').enumerate().filter(|(line, row)| {
+        let of = row.split(',').next().and_then(|cell| cell.parse::<u64>().ok());
+        row.ends_with('\n') && (*line == 0 || of.is_some_and(|of| of <= step))
+    });
+    let kept: String = kept.map(|(_, row)| row).collect();
+    lcf_store::stage::write_atomic(path, kept.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(loss: f64) -> Report {
+        let mut report =
+            Report { loss, grad_norm: 1.0, lr: 0.5, anchors: 2, contrast: Some([3.0; 3]), ..Report::default() };
+        (report.flow[1], report.samples[1]) = (4.0, 8.0);
+        report
+    }
+
+    #[test]
+    fn rows_have_a_cell_for_every_name_and_average_what_was_counted() {
+        let mut window = Window::new();
+        window.add(&report(1.0));
+        window.add(&Report { contrast: None, ..report(3.0) });
+        window.add(&report(f64::NAN));
+        let row = window.row(12, 0.5, 256);
+        let cell = |name: &str| {
+            let at = header().split(',').position(|n| n == name).unwrap();
+            row.split(',').nth(at).unwrap().to_owned()
+        };
+        assert_eq!(row.split(',').count(), header().split(',').count());
+        assert_eq!(cell("loss"), "2.000000e0");
+        assert_eq!((cell("flow_t0.1"), cell("flow_t0.0")), ("5.000000e-1".into(), String::new()));
+        assert_eq!((cell("contrast"), cell("skipped"), cell("step")), ("3.000000e0".into(), "1".into(), "12".into()));
+    }
+
+    #[test]
+    fn rewinding_drops_later_and_half_written_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        append(&path, "10,a").unwrap();
+        append(&path, "20,b").unwrap();
+        fs::write(&path, fs::read_to_string(&path).unwrap() + "15,cut").unwrap();
+        rewind(&path, 15).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n10,a\n", header()));
+        rewind(&dir.path().join("none"), 1).unwrap();
+    }
+}

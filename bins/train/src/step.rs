@@ -1,0 +1,228 @@
+//! One training step: draw, forward, backward, clip, AdamW, moving average.
+
+use crate::{
+    batch::{Batch, Sampler, time_bin},
+    config::TrainConfig,
+    objective::{Losses, losses},
+    optim::{AdamW, clip, ema, learning_rate, norm},
+};
+use lcf_model::{Dit, Params, config::Input};
+use tch::{Kind, Tensor};
+
+/// Bins of t in the report.
+pub const BINS: usize = 10;
+
+/// Everything that training changes, and what it needs to go on.
+#[derive(Debug)]
+pub struct Trainer {
+    config: TrainConfig,
+    sampler: Sampler,
+    dit: Dit,
+    /// Leaves of the gradient: views of `compute`, one a parameter.
+    leaves: Vec<Tensor>,
+    /// The parameters as matrix products take them: `params.flat` itself in fp32, a copy of it in bf16.
+    compute: Tensor,
+    /// fp32 master weights.
+    pub params: Params,
+    /// Moving average of the weights, fp32 `[len]`.
+    pub average: Tensor,
+    /// Optimiser state.
+    pub optim: AdamW,
+}
+
+/// What one step measured, on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What was minimised, Equation 15.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Sum over regressed samples of the mean square error per dimension, by bin of t.
+    pub flow: [f64; BINS],
+    /// Number of regressed samples, by bin of t.
+    pub samples: [f64; BINS],
+    /// Contrastive loss, pull and push distance, where there were anchors.
+    pub contrast: Option<[f64; 3]>,
+    /// Number of anchors.
+    pub anchors: i64,
+}
+
+impl Report {
+    /// Whether the update was made: loss and gradient were finite.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+impl Trainer {
+    /// A trainer at step 0 over `images`, uint8 `[N, C, H, W]`, on their device.
+    pub fn new(config: &TrainConfig, input: Input, images: Tensor) -> Self {
+        let params = Params::init(&config.model, &input, config.seed, images.device());
+        let kind = config.precision.kind();
+        let compute = if kind == Kind::Float { params.flat.shallow_clone() } else { params.flat.to_kind(kind) };
+        let leaves: Vec<Tensor> =
+            params.layout.views(&compute).iter().map(|view| view.detach().set_requires_grad(true)).collect();
+        let names: Vec<&str> = params.layout.specs.iter().map(|spec| spec.name.as_str()).collect();
+        let tensors = leaves.iter().map(Tensor::shallow_clone).collect();
+        let dit = Dit::new(config.model, input, config.precision, &names, tensors);
+        Self {
+            sampler: Sampler::new(config, images),
+            dit,
+            leaves,
+            compute,
+            average: params.flat.copy(),
+            optim: AdamW::new(config.optim, &params.flat),
+            params,
+            config: config.clone(),
+        }
+    }
+
+    /// Steps of an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.sampler.steps_per_epoch()
+    }
+
+    /// Makes step `step`, counted from 0. When loss or gradient is not finite, nothing changes but the report.
+    pub fn step(&mut self, step: u64) -> Report {
+        let batch = self.sampler.draw(step);
+        let losses = losses(&self.dit, &batch, &self.config);
+        let mut gradient = self.gradient(&losses.total);
+        let length = norm(&gradient);
+        let lr = learning_rate(&self.config.optim, step, self.steps_per_epoch());
+        let report = report(&losses, &batch, &length, lr);
+        if report.is_finite() {
+            clip(&mut gradient, &length, self.config.optim.clip);
+            self.update(&gradient, lr);
+        }
+        report
+    }
+
+    /// Gradient of `loss` over all parameters, fp32 `[len]`.
+    fn gradient(&self, loss: &Tensor) -> Tensor {
+        let mut gradients = Tensor::run_backward(&[loss], &self.leaves, false, false);
+        for (gradient, leaf) in gradients.iter_mut().zip(&self.leaves) {
+            // A layer that no sample of this batch went through.
+            if !gradient.defined() {
+                *gradient = leaf.zeros_like();
+            }
+        }
+        self.params.layout.flatten(&gradients).to_kind(Kind::Float)
+    }
+
+    fn update(&mut self, gradient: &Tensor, lr: f64) {
+        tch::no_grad(|| {
+            self.optim.update(&mut self.params.flat, gradient, lr);
+            ema(&mut self.average, &self.params.flat, self.config.ema.decay_at(self.optim.updates));
+            self.refresh();
+        });
+    }
+
+    /// Makes the forward pass see the master weights, after they were changed.
+    pub fn refresh(&mut self) {
+        if self.compute.kind() != Kind::Float {
+            self.compute.copy_(&self.params.flat);
+        }
+    }
+}
+
+/// One copy from the device: it waits for the backward pass, and the update is queued behind it.
+fn report(losses: &Losses, batch: &Batch, grad_norm: &Tensor, lr: f64) -> Report {
+    let bins = time_bin(&losses.t, BINS as i64);
+    let zeros = || losses.flow.new_zeros([BINS as i64], (Kind::Float, losses.flow.device()));
+    let flow = zeros().index_add(0, &bins, &losses.flow);
+    let samples = zeros().index_add(0, &bins, &losses.flow.ones_like());
+    let mut parts = vec![losses.total.detach().view([1]), grad_norm.view([1]), flow, samples];
+    if let Some(contrast) = &losses.contrast {
+        parts.extend([&contrast.loss, &contrast.pull, &contrast.push].map(|x| x.detach().view([1])));
+    }
+    let values = Vec::<f64>::try_from(Tensor::cat(&parts, 0).to_kind(Kind::Double)).expect("a vector");
+    let bins_at = |start: usize| values[start..start + BINS].try_into().expect("one number a bin");
+    Report {
+        loss: values[0],
+        grad_norm: values[1],
+        lr,
+        flow: bins_at(2),
+        samples: bins_at(2 + BINS),
+        contrast: values.get(2 + 2 * BINS..).and_then(|rest| rest.try_into().ok()),
+        anchors: if losses.contrast.is_some() { batch.low } else { 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{batch::numbered, config::tests::small};
+
+    const INPUT: Input = Input { channels: 3, side: 4 };
+
+    fn trainer(objective: &str, edit: impl Fn(&mut TrainConfig)) -> Trainer {
+        let mut config = small(objective);
+        edit(&mut config);
+        Trainer::new(&config.resolved(), INPUT, numbered(50, 3, 4))
+    }
+
+    fn steps(trainer: &mut Trainer, range: std::ops::Range<u64>) {
+        for step in range {
+            trainer.step(step);
+        }
+    }
+
+    #[test]
+    fn losses_fall_in_every_objective() {
+        for objective in ["fm", "fm_truncated", "lcf", "fm_contrastive"] {
+            let mut trainer = trainer(objective, |c| c.optim.lr = 1e-2);
+            let mean = |reports: &[Report]| {
+                let sum: f64 = reports.iter().flat_map(|r| r.flow).sum();
+                sum / reports.iter().flat_map(|r| r.samples).sum::<f64>()
+            };
+            let reports: Vec<Report> = (0..60).map(|step| trainer.step(step)).collect();
+            let (before, after) = (mean(&reports[..6]), mean(&reports[54..]));
+            assert!(after < 0.8 * before, "{objective}: {before} to {after}");
+            assert!(reports.iter().all(Report::is_finite));
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_weights_and_another_does_not() {
+        let run = |seed| {
+            let mut trainer = trainer("lcf", |c| c.seed = seed);
+            steps(&mut trainer, 0..5);
+            trainer.params.flat
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_changes_nothing() {
+        let mut trainer = trainer("lcf", |_| {});
+        trainer.step(0);
+        let index = trainer.params.layout.specs.iter().find(|s| s.name == "final_layer.linear.bias").unwrap().offset;
+        let _ = trainer.params.flat.get(index).fill_(f64::NAN);
+        let before = (trainer.optim.first.copy(), trainer.optim.updates);
+        let report = trainer.step(1);
+        assert!(!report.is_finite());
+        assert_eq!((&trainer.optim.first, trainer.optim.updates), (&before.0, before.1));
+    }
+
+    #[test]
+    fn bf16_trains_too_and_is_not_fp32() {
+        let run = |precision| {
+            let mut trainer = trainer("lcf", |c| c.precision = precision);
+            (0..4).map(|step| trainer.step(step).loss).last().unwrap()
+        };
+        let (fp32, bf16) = (run(lcf_model::Precision::Fp32), run(lcf_model::Precision::Bf16));
+        assert!(fp32 != bf16 && (fp32 - bf16).abs() < 0.05 * fp32.abs(), "{fp32} {bf16}");
+    }
+
+    #[test]
+    fn bins_add_up_to_the_regressed_samples() {
+        let mut trainer = trainer("fm_truncated", |_| {});
+        let report = trainer.step(0);
+        let low = trainer.sampler.draw(0).low as f64;
+        assert_eq!(report.samples.iter().sum::<f64>(), 8.0 - low);
+        assert_eq!(report.samples[..3], [0.0; 3]);
+    }
+}

@@ -1,0 +1,201 @@
+//! Tests of the lcf-train binary, as a user runs it.
+
+#[path = "golden.rs"]
+mod golden;
+
+use lcf_model::trained::Trained;
+use lcf_store::{
+    cli::StageArgs,
+    dataset::{META, Meta, STAGE, SplitMeta},
+    npy,
+    stage::{Begin, Plan},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"{"train": {
+    "model": {"depth": 2, "width": 16, "heads": 2, "mlp": 32, "patch": 2},
+    "objective": "lcf", "t_min": 0.3,
+    "contrast": {"lambda": 1, "tau": 0.5, "layer": 1, "positive": "t_min", "denominator": "algorithm1",
+                 "detach": true, "pool": "mean", "norm": "dim"},
+    "reduction": "mean", "precision": "fp32", "seed": 0, "batch": 8, "epochs": 3, "flip": true,
+    "optim": {"lr": 1e-3, "warmup_epochs": 0.5, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+              "clip": 1},
+    "ema": {"decay": 0.99, "ramp": true},
+    "snapshots": [1, 2]
+}}"#;
+
+/// A directory with a config and a dataset of 40 images of 4x4.
+struct Bench {
+    dir: TempDir,
+    data: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("run.json"), CONFIG).unwrap();
+        let args = StageArgs { store: dir.path().join("store"), ..StageArgs::default() };
+        let Begin::Build(work) = Plan::new(STAGE, 1, &()).begin(&args).unwrap() else { panic!("a fresh store") };
+        let pixels: Vec<u8> = (0..40 * 48u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let labels: Vec<i64> = (0..40).map(|i| i % 2).collect();
+        let split = |name: &str| {
+            npy::write(&work.path(&format!("{name}-000.npy")), &[40, 3, 4, 4], &pixels).unwrap();
+            npy::write(&work.path(&format!("{name}-labels.npy")), &[40], &labels).unwrap();
+            SplitMeta { count: 40, shards: vec![format!("{name}-000.npy")], labels: format!("{name}-labels.npy") }
+        };
+        let meta = Meta {
+            name: "demo".into(),
+            channels: 3,
+            height: 4,
+            width: 4,
+            classes: vec!["a".into(), "b".into()],
+            mean: vec![0.0; 3],
+            std: vec![1.0; 3],
+            train: split("train"),
+            test: split("test"),
+        };
+        fs::write(work.path(META), serde_json::to_vec(&meta).unwrap()).unwrap();
+        let data = work.publish().unwrap().dir().to_owned();
+        Self { dir, data }
+    }
+
+    fn command(&self, store: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lcf-train"));
+        command.arg("--config").arg(self.dir.path().join("run.json"));
+        command.arg("--store").arg(self.dir.path().join(store));
+        command.arg("--link").arg(self.link(store));
+        let defaults = [("--data", self.data.to_str().unwrap()), ("--device", "cpu")];
+        for (flag, value) in defaults.iter().filter(|(flag, _)| !more.contains(flag)) {
+            command.args([flag, value]);
+        }
+        command.args(more);
+        // Tests run side by side, and more threads only slow so small a model.
+        command.env("OMP_NUM_THREADS", "1");
+        command
+    }
+
+    fn link(&self, store: &str) -> PathBuf {
+        self.dir.path().join(store).join("run/train")
+    }
+
+    fn train(&self, store: &str, more: &[&str]) -> Trained {
+        let output = self.command(store, more).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        Trained::open(&self.link(store)).unwrap()
+    }
+
+    fn fails(&self, more: &[&str], code: i32, message: &str) {
+        let output = self.command("store", more).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(message), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"));
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn trains_once_and_is_then_up_to_date() {
+    let bench = Bench::new();
+    let trained = bench.train("store", &["--log-steps", "5"]);
+    assert_eq!(trained.weights(), ["ema", "epoch-1", "epoch-2", "raw"]);
+    assert_eq!((trained.meta.steps, trained.meta.skipped, trained.meta.velocity_from), (15, 0, 0.3));
+    let metrics = fs::read_to_string(trained.artifact.file("metrics.csv").unwrap()).unwrap();
+    assert_eq!(metrics.lines().count(), 4);
+    let again = bench.command("store", &["--json"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&again.stdout).contains("\"built\":false"));
+    // Another interval of logging is not another training.
+    assert_eq!(bench.train("other", &["--log-steps", "1"]).artifact.digest(), trained.artifact.digest());
+}
+
+#[test]
+fn stopped_at_any_moment_it_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    let more = ["--set", "train.epochs=40", "--checkpoint-steps", "3"];
+    let whole = bench.train("whole", &more);
+    for (store, signal) in [("killed", "KILL"), ("terminated", "TERM")] {
+        let mut child = bench.command(store, &more).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_checkpoint(&bench.dir.path().join(store).join("train"));
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        let status = child.wait().unwrap();
+        // The signal may come after the last step; what counts is that the result is the same.
+        assert!(status.success() || signal == "KILL" || status.code() == Some(1));
+        assert_eq!(bench.train(store, &more).artifact.digest(), whole.artifact.digest(), "{signal}");
+    }
+}
+
+fn wait_for_checkpoint(stage: &Path) {
+    let start = Instant::now();
+    let found = || {
+        let work =
+            fs::read_dir(stage).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".work-"))?;
+        work.path().join(".checkpoint.json").exists().then_some(())
+    };
+    while found().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint after two minutes");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_termination_says_where_it_stopped() {
+    let bench = Bench::new();
+    let more = ["--set", "train.epochs=100000", "--checkpoint-steps", "3"];
+    let child = bench.command("store", &more).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_checkpoint(&bench.dir.path().join("store/train"));
+    Command::new("kill").args(["-TERM".to_owned(), child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.contains("stopped by a signal after step") && text.contains("hint: run the same command"), "{text}");
+}
+
+#[test]
+fn wrong_input_is_refused_with_its_place() {
+    let bench = Bench::new();
+    bench.fails(&["--set", "train.batch=0"], 2, "train.batch: 0 is not in 1..=65536");
+    bench.fails(&["--set", "train.batch=41"], 2, "train.batch: 41 is more than the 40 training images");
+    bench.fails(&["--set", "train.objective=lfc"], 2, "train.objective: unknown variant `lfc`");
+    bench.fails(&["--set", "train.model.patch=3"], 2, "train.model.patch: 3 does not divide the image side 4");
+    bench.fails(&["--set", "train.optim.lr=2"], 2, "train.optim.lr: 2 is not in 0..=1");
+    bench.fails(&["--device", "cuda:99"], 2, "--device cuda:99");
+    bench.fails(&["--checkpoint-steps", "0"], 2, "--checkpoint-steps");
+    bench.fails(&["--data", "/nowhere"], 1, "/nowhere: no artifact here");
+}
+
+#[test]
+fn losses_that_are_not_finite_end_the_training_with_the_step() {
+    let bench = Bench::new();
+    // A contrast this strong overflows fp32 at once.
+    bench.fails(
+        &[
+            "--set",
+            "train.contrast.lambda=1e9",
+            "--set",
+            "train.contrast.tau=1e-6",
+            "--set",
+            "train.contrast.norm=none",
+            "--set",
+            "train.model.width=64",
+            "--set",
+            "train.optim.lr=1",
+            "--set",
+            "train.optim.warmup_epochs=0",
+            "--set",
+            "train.optim.clip=1e12",
+            "--set",
+            "train.epochs=200",
+        ],
+        1,
+        "10 steps in a row",
+    );
+}
