@@ -164,8 +164,10 @@ impl Dit {
         let (b, n, d) = x.size3().expect("tokens are [B, N, D]");
         let heads = self.config.heads;
         let qkv = block.qkv.forward(x).view([b, n, 3, heads, d / heads]).permute([2, 0, 3, 1, 4]);
-        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2));
-        let out = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
+        // unbind rather than three selects: its gradient is one stack, not three zero-filled tensors and their sum.
+        let qkv = qkv.unbind(0);
+        let [q, k, v] = [0, 1, 2].map(|i: usize| &qkv[i]);
+        let out = Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, false, None, false);
         block.proj.forward(&out.transpose(1, 2).reshape([b, n, d]))
     }
 
