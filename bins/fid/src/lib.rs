@@ -1,1 +1,29 @@
-//! lcf-fid.
+//! Stage `fid`: Inception features of images and the Frechet distance between two sets of them.
+//!
+//! Images are uint8; features are those of the Inception network of Heusel et al. (2017), `[N, 2048]` fp32 (D = 2048);
+//! statistics are fp64. The order of things: [`images`] reads, [`resize`] scales to 299x299, [`inception`] maps to
+//! features, [`stats`] takes mean and covariance, [`frechet`] the distance. [`evaluate`] is the stage, [`reference`] the
+//! artifact of the real images' statistics, [`compare`] the subcommand for any two sets.
+
+pub mod compare;
+pub mod config;
+pub mod evaluate;
+pub mod folder;
+pub mod frechet;
+pub mod images;
+pub mod inception;
+pub mod npz;
+pub mod reference;
+pub mod resize;
+pub mod stats;
+pub mod subset;
+
+/// The line to show with a distance from too few images, where one is due.
+///
+/// The covariance of n points has rank n - 1 at most, so below D + 1 points it says nothing about most directions.
+pub fn rank_warning(n: usize) -> Option<String> {
+    let least = inception::DIM + 1;
+    (n < least).then(|| {
+        format!("{n} images give a rank-deficient covariance (it takes {least}): not comparable with published numbers")
+    })
+}

@@ -1,1 +1,76 @@
-fn main() {}
+//! lcf-fid: the Frechet Inception distance of samples from a dataset, and `compare` for any two sets of images.
+
+use clap::{Args, Parser, Subcommand};
+use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs};
+use lcf_store::{cli, cli::StageArgs};
+use serde_json::{Value, json};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Frechet Inception distance of samples from a dataset
+#[derive(Parser)]
+#[command(name = "lcf-fid", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(flatten)]
+    inputs: Option<Inputs>,
+    #[command(flatten)]
+    stage: Option<StageArgs>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The distance between any two sets of images
+    Compare(CompareArgs),
+}
+
+#[derive(Args)]
+struct Inputs {
+    /// Artifact of lcf-sample, or a link to it
+    #[arg(long, value_name = "PATH")]
+    samples: PathBuf,
+    /// Dataset of lcf-prepare, or a link to it
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+}
+
+fn main() -> ExitCode {
+    cli::main("fid", |args: Cli| match (args.command, args.inputs, args.stage) {
+        (Some(Command::Compare(args)), ..) => run_compare(&args),
+        (None, Some(inputs), Some(stage)) => run_stage(&stage, &inputs, &args.compute),
+        // clap has asked for the flags that are required by then.
+        _ => Err(lcf_store::Error::usage("expected --config, --samples and --data, or compare").into()),
+    })
+}
+
+fn run_stage(args: &StageArgs, inputs: &Inputs, compute: &ComputeArgs) -> anyhow::Result<()> {
+    let (artifact, report) = evaluate::run(args, &inputs.samples, &inputs.data, compute)?;
+    print(args.json, &evaluate::text(&report), || {
+        let mut value = json!({"artifact": artifact.dir(), "digest": artifact.digest()});
+        if let (Value::Object(all), Ok(Value::Object(report))) = (&mut value, serde_json::to_value(&report)) {
+            all.extend(report);
+        }
+        value
+    });
+    if !args.json {
+        println!("{}", artifact.dir().display());
+    }
+    Ok(())
+}
+
+fn run_compare(args: &CompareArgs) -> anyhow::Result<()> {
+    let result = compare::run(args)?;
+    print(args.json, &compare::text(&result), || json!(result));
+    Ok(())
+}
+
+/// The result to stdout; its warnings to stderr as well, where they are seen when stdout goes to a file.
+fn print(as_json: bool, text: &str, value: impl FnOnce() -> Value) {
+    text.lines().filter(|line| line.starts_with("warning: ")).for_each(|line| eprintln!("fid: {line}"));
+    match as_json {
+        true => cli::print_json(&value()),
+        false => print!("{text}"),
+    }
+}

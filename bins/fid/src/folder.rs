@@ -1,0 +1,113 @@
+//! Folders of images: PNG, JPEG and WebP at any depth.
+
+use crate::images::Pixels;
+use image::ImageReader;
+use lcf_store::{Error, Result};
+use rayon::prelude::*;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// Every image below `dir`, sorted by path. Names that start with a dot and links to directories are passed over.
+///
+/// # Errors
+/// [`Error::Bad`] when there is none.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    walk(dir, &mut files)?;
+    if files.is_empty() {
+        let message = format!("found no image, expected files named *.{{{}}}", EXTENSIONS.join(","));
+        return Err(Error::bad(dir, message));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        let entry = entry.map_err(Error::io(dir, "list"))?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if entry.file_type().map_err(Error::io(&path, "stat"))?.is_dir() {
+            walk(&path, files)?;
+        } else if is_image(&path) && path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+/// Decodes `files` in parallel to RGB, and joins neighbours of equal size.
+///
+/// # Errors
+/// [`Error::Bad`] naming the first file, in order, that is no image.
+pub fn read(files: &[&Path]) -> Result<Vec<Pixels>> {
+    let decoded: Vec<Result<Pixels>> = files.par_iter().map(|path| decode(path)).collect();
+    let mut runs: Vec<Pixels> = Vec::new();
+    for pixels in decoded {
+        let pixels = pixels?;
+        match runs.last_mut() {
+            Some(run) if (run.height, run.width) == (pixels.height, pixels.width) => {
+                run.data.extend(pixels.data);
+                run.count += 1;
+            }
+            _ => runs.push(pixels),
+        }
+    }
+    Ok(runs)
+}
+
+/// The content decides the format, not the name. Transparency is dropped, as PIL's `convert("RGB")` does.
+fn decode(path: &Path) -> Result<Pixels> {
+    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let image = reader
+        .map_err(Error::io(path, "read"))?
+        .decode()
+        .map_err(|error| Error::bad(path, format!("not a readable image: {error}")))?
+        .into_rgb8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Pixels { data: image.into_raw(), count: 1, channels: 3, height, width, planes: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    #[test]
+    fn files_are_sorted_decoded_and_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("sub")).unwrap();
+        RgbImage::from_pixel(2, 1, Rgb([1, 2, 3])).save(at("b.png")).unwrap();
+        GrayImage::from_pixel(2, 1, Luma([9])).save(at("sub/c.PNG")).unwrap();
+        RgbImage::from_pixel(1, 1, Rgb([7, 7, 7])).save(at("a.webp")).unwrap();
+        fs::write(at("notes.txt"), "no image").unwrap();
+        fs::write(at(".hidden.png"), "no image").unwrap();
+        let files = list(dir.path()).unwrap();
+        assert_eq!(files, [at("a.webp"), at("b.png"), at("sub/c.PNG")]);
+        let runs = read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>()).unwrap();
+        assert_eq!(runs.iter().map(|run| (run.count, run.width)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+        assert_eq!(runs[1].data, [1, 2, 3, 1, 2, 3, 9, 9, 9, 9, 9, 9]);
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(list(dir.path()).unwrap_err().to_string().contains("found no image"));
+        let path = dir.path().join("x.png");
+        fs::write(&path, "text").unwrap();
+        let message = read(&[&path]).unwrap_err().to_string();
+        assert!(message.contains("x.png: not a readable image"), "{message}");
+    }
+}

@@ -1,0 +1,202 @@
+//! The Inception network that FID is defined by, as TorchScript (weights of Heusel et al. 2017's `inception-2015-12-05`).
+
+use crate::{
+    config::Resize,
+    images::{Images, Pixels},
+    resize::bilinear,
+};
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use lcf_model::device::{self, DeviceArgs};
+use lcf_store::{Error, cli, digest, fetch};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::mpsc::{self, SyncSender},
+    thread,
+    time::Instant,
+};
+use tch::{CModule, Cuda, Device, Kind, TchError, Tensor, jit, no_grad};
+
+/// D: the width of the last pooling layer.
+pub const DIM: usize = 2048;
+/// SHA-256 of the network. Another file is another metric, so none is accepted.
+pub const SHA256: &str = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34";
+/// Height and width of its input.
+const SIDE: i64 = 299;
+
+/// Flags of everything that computes features.
+#[derive(Args, Clone, Debug)]
+pub struct ComputeArgs {
+    /// Where to compute
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Images at once [default: 128 on CUDA, 8 on the CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub batch: Option<u16>,
+    /// List of downloads with their hashes
+    #[arg(long, value_name = "FILE", default_value = "data/SOURCES.json")]
+    pub sources: PathBuf,
+    /// Where downloads are kept
+    #[arg(long, value_name = "DIR", default_value = "data/downloads")]
+    pub downloads: PathBuf,
+}
+
+impl ComputeArgs {
+    /// Fetches the weights where they are missing, and loads the network.
+    ///
+    /// # Errors
+    /// As [`fetch::fetch`] and [`Inception::load`].
+    pub fn open(&self, resize: Resize) -> Result<Inception> {
+        let device = self.device.open()?;
+        let weights = fetch::fetch(&self.sources, "inception", &self.downloads)?;
+        Inception::load(&weights, device, resize, self.batch.map(usize::from))
+    }
+}
+
+/// The network on a device.
+#[derive(Debug)]
+pub struct Inception {
+    module: CModule,
+    device: Device,
+    resize: Resize,
+    batch: usize,
+}
+
+impl Inception {
+    /// Loads the network at `path` once its hash is that of [`SHA256`].
+    ///
+    /// # Errors
+    /// [`Error::Bad`] with both hashes for any other file; libtorch's.
+    pub fn load(path: &Path, device: Device, resize: Resize, batch: Option<usize>) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+        let found = digest::of_bytes(&bytes);
+        if found != SHA256 {
+            return Err(Error::bad(path, format!("found sha256 {found}, expected {SHA256}"))
+                .with_hint(format!("rm {} and run again to fetch the network anew", path.display()))
+                .into());
+        }
+        // From the bytes that were hashed, so that nobody can exchange the file in between.
+        let load = || -> Result<CModule, TchError> {
+            let mut module = CModule::load_data_on_device(&mut &bytes[..], device)?;
+            module.f_set_eval()?;
+            channels_last(&module)?;
+            Ok(module)
+        };
+        let module = load().map_err(|error| torch(device, &error))?;
+        // Time goes to finding the fastest algorithm of every layer once, since all batches have one shape.
+        Cuda::cudnn_set_benchmark(true);
+        let batch = batch.unwrap_or(if device == Device::Cpu { 8 } else { 128 });
+        Ok(Self { module, device, resize, batch })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// How it scales images.
+    pub fn resize(&self) -> Resize {
+        self.resize
+    }
+
+    /// Features of `images`, `[N, 2048]` in C order. `what` is the progress bar's label.
+    ///
+    /// # Errors
+    /// An image that cannot be read; libtorch's, like being out of memory.
+    pub fn features(&self, images: &Images, what: &str) -> Result<Vec<f32>> {
+        let n = images.len();
+        let bar = progress(n, what);
+        let start = Instant::now();
+        let mut out = vec![0.0; n * DIM];
+        // The executor's own optimisation compiles anew for every batch size and, on CUDA, calls a run-time compiler
+        // that need not be installed; what it fuses is a few per cent. The switch is this thread's.
+        jit::f_set_graph_executor_optimize(false)?;
+        thread::scope(|scope| {
+            // One batch is decoded while another is computed.
+            let (send, batches) = mpsc::sync_channel(1);
+            scope.spawn(move || read_batches(images, self.batch, &send));
+            for chunk in out.chunks_mut(self.batch * DIM) {
+                let pixels = batches.recv().context("the thread that reads images stopped")??;
+                no_grad(|| self.forward(&pixels, chunk)).map_err(|error| torch(self.device, &error))?;
+                bar.inc((chunk.len() / DIM) as u64);
+            }
+            anyhow::Ok(())
+        })?;
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
+        ensure!(out.iter().all(|value| value.is_finite()), "{what}: the network returned numbers that are not finite");
+        Ok(out)
+    }
+
+    /// Features of one batch, at most `self.batch` images, to `out`.
+    fn forward(&self, pixels: &[Pixels], out: &mut [f32]) -> Result<(), TchError> {
+        let parts: Result<Vec<Tensor>, TchError> = pixels.iter().map(|part| self.input(part)).collect();
+        let mut input = Tensor::f_cat(&parts?, 0)?;
+        let (n, missing) = (input.size()[0], self.batch as i64 - input.size()[0]);
+        // A batch of another size would make cuDNN look for the fastest algorithms again.
+        if missing > 0 && self.device != Device::Cpu {
+            input = input.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?;
+        }
+        let features = self.module.forward_ts(&[input])?.f_narrow(0, 0, n)?.f_to_kind(Kind::Float)?;
+        let features = features.f_to_device(Device::Cpu)?.f_contiguous()?;
+        if features.size() != [n, DIM as i64] {
+            return Err(TchError::Shape(format!("features of shape {:?}, expected [{n}, {DIM}]", features.size())));
+        }
+        features.f_copy_data(out, n as usize * DIM)
+    }
+
+    /// The network's input, `[n, 3, 299, 299]` fp32: `(x - 128) / 128` of the scaled images.
+    fn input(&self, pixels: &Pixels) -> Result<Tensor, TchError> {
+        // Bytes travel to the device as bytes: a quarter of what floats would take, and before being enlarged.
+        let bytes = Tensor::f_from_slice(&pixels.data)?.f_to_device(self.device)?;
+        let [n, c, h, w] = [pixels.count, pixels.channels, pixels.height, pixels.width].map(|size| size as i64);
+        let images = match pixels.planes {
+            true => bytes.f_view([n, c, h, w])?,
+            false => bytes.f_view([n, h, w, c])?.f_permute([0, 3, 1, 2])?,
+        };
+        let images = images.f_to_kind(Kind::Float)?.f_expand([n, 3, h, w], false)?;
+        bilinear(&images, SIDE, self.resize)?.f_sub_scalar(128.0)?.f_div_scalar(128.0)
+    }
+}
+
+/// Stores the weights of convolutions channels last, which makes every convolution run so.
+fn channels_last(module: &CModule) -> Result<(), TchError> {
+    for (_, mut weight) in module.named_parameters()? {
+        if weight.dim() == 4 {
+            let data = weight.f_detach()?.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+            weight.f_set_data(&data)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_batches(images: &Images, batch: usize, send: &SyncSender<lcf_store::Result<Vec<Pixels>>>) {
+    for start in (0..images.len()).step_by(batch) {
+        let pixels = images.read(start..(start + batch).min(images.len()));
+        let failed = pixels.is_err();
+        if send.send(pixels).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// libtorch's error with the device, without its C++ stack, and with a way out where there is one.
+fn torch(on: Device, error: &TchError) -> anyhow::Error {
+    let text = error.to_string();
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown error");
+    match text.contains("out of memory") || text.contains("allocate memory") {
+        true => Error::bad(device::name(on), line).with_hint("give a smaller --batch, or free memory").into(),
+        false => anyhow!("{}: {line}", device::name(on)),
+    }
+}
+
+fn progress(n: usize, what: &str) -> ProgressBar {
+    if !cli::is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {per_sec} {eta}").expect("a valid template");
+    ProgressBar::new(n as u64).with_style(style).with_message(what.to_owned())
+}

@@ -1,0 +1,158 @@
+//! The reference artifact: features and moments of a dataset's images, computed once and read by every run.
+
+use crate::{
+    config::{Config, Resize, Split},
+    images::Images,
+    inception::{ComputeArgs, DIM, Inception, SHA256},
+    stats::Moments,
+    subset::{self, Purpose},
+};
+use anyhow::Result;
+use lcf_model::device;
+use lcf_store::{
+    Artifact, Error,
+    cli::StageArgs,
+    dataset::Dataset,
+    npy::{self, Npy},
+    stage::{Begin, Plan, Work, pretty},
+};
+use serde::{Deserialize, Serialize};
+use std::{fs, path::Path};
+
+/// Stage name of reference artifacts.
+pub const STAGE: &str = "reference";
+const VERSION: u32 = 1;
+/// Seed of the subset of real images.
+const SEED: u64 = 0;
+const META: &str = "reference.json";
+const FEATURES: &str = "features.npy";
+
+/// `reference.json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Half of it.
+    pub split: Split,
+    /// Number of images.
+    pub n: usize,
+    /// Number of images the split has; with more than `n`, a class-balanced subset was drawn with `seed`.
+    pub of: usize,
+    /// Seed of the subset.
+    pub seed: u64,
+    /// Scaling to 299x299.
+    pub resize: Resize,
+    /// SHA-256 of the network.
+    pub weights: String,
+}
+
+/// What the key is made of beside the digests of the dataset and the network.
+#[derive(Serialize)]
+struct Key {
+    resize: Resize,
+    split: Split,
+    reference: Option<usize>,
+}
+
+/// An opened reference artifact.
+#[derive(Debug)]
+pub struct Reference {
+    /// Where it lies.
+    pub artifact: Artifact,
+    /// What it is of.
+    pub meta: Meta,
+    /// Moments of all its images.
+    pub moments: Moments,
+    features: Npy<f32>,
+}
+
+impl Reference {
+    /// Opens the reference that `config` asks for, and builds it first where the store has none. `network` loads the
+    /// network when it is needed.
+    ///
+    /// # Errors
+    /// A split with fewer images than asked for, and whatever goes wrong on the way.
+    pub fn open(args: &StageArgs, config: &Config, data: &Path, network: &mut Lazy) -> Result<Self> {
+        let dataset = Dataset::open(data)?;
+        let key = Key { resize: config.resize, split: config.split, reference: config.reference };
+        let plan = Plan::new(STAGE, VERSION, &key).input("data", dataset.artifact.digest()).input("weights", SHA256);
+        match plan.begin(args)? {
+            Begin::UpToDate(artifact) => Self::of(artifact),
+            Begin::Build(work) => {
+                work.clear()?;
+                Self::of(build(work, dataset, config, network.get()?)?)
+            }
+        }
+    }
+
+    fn of(artifact: Artifact) -> Result<Self> {
+        let meta: Meta = artifact.json(META)?;
+        let moments = Moments::read(&artifact.file("mean.npy")?, &artifact.file("cov.npy")?)?;
+        let features = Npy::open(&artifact.file(FEATURES)?)?;
+        if features.shape() != [meta.n, DIM] {
+            let message = format!("found shape {:?}, expected [{}, {DIM}]", features.shape(), meta.n);
+            return Err(Error::bad(features.path(), message).into());
+        }
+        Ok(Self { artifact, meta, moments, features })
+    }
+
+    /// Features of the images of `indices`, `[n, 2048]`.
+    pub fn features(&self, indices: &[usize]) -> Vec<f32> {
+        indices.iter().flat_map(|&i| self.features.rows(i, 1)).copied().collect()
+    }
+}
+
+/// The network, loaded by the first one who asks.
+#[derive(Debug)]
+pub struct Lazy<'a> {
+    args: &'a ComputeArgs,
+    resize: Resize,
+    network: Option<Inception>,
+}
+
+impl<'a> Lazy<'a> {
+    /// Nothing loaded yet.
+    pub fn new(args: &'a ComputeArgs, resize: Resize) -> Self {
+        Self { args, resize, network: None }
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// As [`ComputeArgs::open`].
+    pub fn get(&mut self) -> Result<&Inception> {
+        if self.network.is_none() {
+            self.network = Some(self.args.open(self.resize)?);
+        }
+        Ok(self.network.as_ref().expect("loaded just now"))
+    }
+}
+
+fn build(mut work: Work, dataset: Dataset, config: &Config, network: &Inception) -> Result<Artifact> {
+    device::record(work.provenance(), network.device());
+    let (images, meta) = choose(dataset, config)?;
+    let features = network.features(&images, &format!("{} {}", meta.dataset, meta.split.name()))?;
+    Moments::of(&features, DIM, network.device())?.write(work.dir())?;
+    npy::write(&work.path(FEATURES), &[meta.n, DIM], &features)?;
+    let path = work.path(META);
+    fs::write(&path, pretty(&meta)).map_err(Error::io(&path, "write"))?;
+    Ok(work.publish()?)
+}
+
+/// The images of the split, or the subset of them that is asked for.
+fn choose(dataset: Dataset, config: &Config) -> Result<(Images, Meta)> {
+    let labels = if config.split == Split::Train { dataset.train.labels() } else { dataset.test.labels() }.to_vec();
+    let (name, split, of) = (dataset.meta.name.clone(), config.split, labels.len());
+    let mut images = Images::dataset(dataset, split)?;
+    if let Some(n) = config.reference {
+        if n > of {
+            let message = format!("fid.reference: {n} images, but the {} split of {name} has {of}", split.name());
+            return Err(Error::usage(message).into());
+        }
+        images.select(&subset::balanced(&labels, n, SEED, Purpose::Reference));
+    }
+    images.at_least_two()?;
+    let (n, resize) = (images.len(), config.resize);
+    Ok((images, Meta { dataset: name, split, n, of, seed: SEED, resize, weights: SHA256.to_owned() }))
+}
