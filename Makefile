@@ -1,0 +1,114 @@
+# Two commands: `make smoke` and `make cifar10`. `make help` says the rest.
+
+P       ?= smoke
+DATA    ?= data
+CFG     ?= pipelines/$(P).json
+DEVICE  ?= auto
+SET     ?=
+CIFAR10 ?=
+SCALE   ?=
+ifndef CUDA
+CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
+endif
+
+# libtorch of the user's own, instead of the one that `deps` installs. Build scripts run in other directories.
+ifdef LIBTORCH
+override LIBTORCH := $(abspath $(LIBTORCH))
+export LIBTORCH
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help deps build all show smoke cifar10 test check unit python-test gc clean distclean
+
+include pipelines/stages.mk
+
+define HELP
+make TARGET [VARIABLE=VALUE]...
+
+  smoke      build everything, run the whole pipeline on the CPU from images it makes itself, print the results
+  cifar10    both trainings of the paper on CIFAR-10 and all that follows (needs a CUDA device; see SCALE)
+  test       every check: format, clippy, unit and golden tests, smoke and its assertions
+
+  prepare train extract probe sample fid
+             one stage of the run P, after those that it needs
+  all        all stages of the run P
+  show       results of the run P
+
+  deps       install libtorch into .venv (done by build when needed)
+  build      compile everything into target/release
+  check      format and clippy
+  unit       unit, golden and integration tests
+  python-test  tests against PyTorch; skipped where its Python package cannot be imported
+  gc         remove artifacts that no run needs, and interrupted builds
+  clean      forget the run P; its artifacts stay in the store until gc
+  distclean  remove everything built: target, .venv, all runs and artifacts; downloads stay
+
+  P=RUN          the run: pipelines/RUN.json [smoke]. There are
+                 $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
+  SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
+  DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
+  CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
+  SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
+  CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
+  LIBTORCH=DIR   use this libtorch 2.11.0 and install none
+  DATA=DIR       where artifacts and runs are kept [data]
+  CFG=FILE       config of the run [pipelines/P.json]
+
+`make -n TARGET` says what would run and runs nothing.
+endef
+
+help:
+	@: $(info $(HELP))
+
+deps:
+	@pipelines/deps.sh $(CUDA)
+
+build: $(BINS)
+
+show: $(ARTIFACT)
+	@$(ARTIFACT) show $(RUN)
+
+smoke:
+	@$(MAKE) --no-print-directory all P=smoke DEVICE=cpu
+	@$(ARTIFACT) show $(DATA)/runs/smoke
+
+ifeq ($(SCALE),cpu)
+CIFAR10_RUNS := cifar10-cpu-fm cifar10-cpu-lcf
+else
+CIFAR10_RUNS := cifar10-fm cifar10-lcf
+endif
+
+ifeq ($(SCALE)$(CUDA),0)
+cifar10:
+	@cat pipelines/no-cuda.txt >&2; exit 1
+else
+cifar10:
+	@$(foreach run,$(CIFAR10_RUNS),$(MAKE) --no-print-directory all P=$(run) &&) :
+	@$(foreach run,$(CIFAR10_RUNS),$(ARTIFACT) show $(DATA)/runs/$(run) && echo &&) :
+endif
+
+test: check
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory smoke
+	pipelines/smoke-test.sh
+	@$(MAKE) --no-print-directory python-test
+
+check: deps
+	cargo fmt --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+
+unit: deps
+	cargo test --release --workspace
+
+python-test: build
+	pipelines/python-test.sh
+
+gc: build
+	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs
+
+clean:
+	rm -rf $(RUN)
+
+distclean:
+	rm -rf $(TARGET) .venv $(STORE) $(DATA)/runs

@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# What must hold of the smoke run (DESIGN: tests), tried on a copy of it. `make test` calls this after `make smoke`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${CARGO_TARGET_DIR:-target}/release
+stages="prepare train extract probe sample fid"
+data=${DATA:-data}
+# Nothing of the make that called this.
+unset MAKEFLAGS MAKELEVEL MFLAGS P SET CFG DATA DEVICE SCALE
+
+[ -e "$data/runs/smoke/fid/manifest.json" ] || { echo "smoke-test: error: no smoke run in $data: run make smoke" >&2; exit 1; }
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+passed=0
+failed=0
+ok() { passed=$((passed + 1)); echo "ok: $1"; }
+bad() { failed=$((failed + 1)); echo "FAILED: $1"; [ -z "${2:-}" ] || tail -n 20 "$2" | sed 's/^/    /'; }
+# check TEXT COMMAND...: whether the command succeeds.
+check() { local text=$1; shift; if "$@" >"$tmp/log" 2>&1; then ok "$text"; else bad "$text" "$tmp/log"; fi; }
+
+# run PLACE [MAKE ARGUMENT]...: the smoke run, kept in $tmp/PLACE, by the config there.
+run() {
+    local place=$tmp/$1; shift
+    make --no-print-directory P=smoke SET= DEVICE=cpu DATA="$place" CFG="$place/smoke.json" "${@:-all}" >"$tmp/out" 2>&1
+}
+# The stages that the last run entered, and of each stage what its link leads to and when that was published.
+entered() { sed -n 's/^.*lcf-\([a-z]*\) --config .*/\1/p' "$tmp/out" | sort | xargs; }
+state() { for s in $stages; do echo "$s $(readlink -f "$1/runs/smoke/$s") $(stat -Lc %y "$1/runs/smoke/$s/manifest.json")"; done; }
+# The stages whose lines differ between two states.
+changed() { diff "$1" "$2" | sed -n 's/^> \([a-z]*\) .*/\1/p' | sort | xargs || true; }
+digest() { sed -n 's/^  "digest": "\(.*\)",*$/\1/p' "$1/manifest.json" 2>/dev/null || echo none; }
+digests() { for s in $stages; do echo "$s $(digest "$1/runs/smoke/$s")"; done; }
+# place NAME: an empty store with the config in it.
+place() { mkdir -p "$tmp/$1/artifacts" "$tmp/$1/runs/smoke"; cp pipelines/smoke.json "$tmp/$1/smoke.json"; }
+# take NAME STAGE...: copies artifacts of the smoke run to a place, and their links.
+take() {
+    local to=$tmp/$1; shift
+    for s in "$@"; do
+        mkdir -p "$to/artifacts/$s"
+        cp -a "$(readlink -f "$data/runs/smoke/$s")" "$to/artifacts/$s/"
+        cp -a "$data/runs/smoke/$s" "$to/runs/smoke/$s"
+    done
+}
+# flip FILE: one bit of its last byte.
+flip() { python3 -c 'import sys; f = open(sys.argv[1], "r+b"); f.seek(-1, 2); b = f.read(1)[0]; f.seek(-1, 2); f.write(bytes([b ^ 1]))' "$1"; }
+# set_value FILE SECTION NAME VALUE
+set_value() { python3 -c 'import json, sys; p, s, n, v = sys.argv[1:]; c = json.load(open(p)); c[s][n] = json.loads(v); json.dump(c, open(p, "w"))' "$@"; }
+
+place copy
+# shellcheck disable=SC2086
+take copy $stages
+# Whatever else these were made from, like reference statistics.
+find "$data/artifacts" -mindepth 1 -maxdepth 1 -type d | while read -r dir; do
+    case " $stages " in *" ${dir##*/} "*) ;; *) cp -a "$dir" "$tmp/copy/artifacts/" ;; esac
+done
+copy=$tmp/copy
+
+# --- every manifest verifies
+check "every file of the smoke run verifies" "$bin/lcf-artifact" verify "$copy/artifacts"
+for s in $stages; do check "$s: its link leads to an artifact" test -s "$copy/runs/smoke/$s/manifest.json"; done
+check "the run's table has a FID" sh -c "$bin/lcf-artifact show $copy/runs/smoke | grep -q '^FID [0-9]'"
+check "and its probe curve starts at t=0" sh -c "$bin/lcf-artifact show $copy/runs/smoke | grep -q 'peak .* at t=0 '"
+
+# --- a second run enters no stage; a config that is only newer rebuilds nothing
+state "$copy" >"$tmp/before"
+run copy && run copy
+[ -z "$(entered)" ] && ok "a second run enters no stage" || bad "a second run entered: $(entered)" "$tmp/out"
+run copy -n all
+! grep -q -e cargo -e lcf- "$tmp/out" && ok "make -n then names no stage" || bad "make -n names stages" "$tmp/out"
+touch "$copy/smoke.json"
+run copy
+state "$copy" >"$tmp/after"
+[ "$(entered)" = "$(echo "$stages" | xargs -n1 | sort | xargs)" ] && ok "a newer config enters every stage" || bad "entered: $(entered)" "$tmp/out"
+[ -z "$(changed "$tmp/before" "$tmp/after")" ] && ok "and rebuilds none" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")"
+
+# --- an edited section rebuilds only its descendants; taking the edit back finds the old artifact
+set_value "$copy/smoke.json" probe epochs 3
+run copy
+state "$copy" >"$tmp/after"
+[ "$(changed "$tmp/before" "$tmp/after")" = probe ] && ok "editing probe rebuilds probe alone" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")" "$tmp/out"
+set_value "$copy/smoke.json" sample num 8
+set_value "$copy/smoke.json" fid reference 16
+run copy
+state "$copy" >"$tmp/later"
+[ "$(changed "$tmp/after" "$tmp/later")" = "fid sample" ] && ok "editing sample rebuilds sample and fid" || bad "rebuilt: $(changed "$tmp/after" "$tmp/later")" "$tmp/out"
+cp pipelines/smoke.json "$copy/smoke.json"
+run copy
+state "$copy" >"$tmp/after"
+cmp -s "$tmp/before" "$tmp/after" && ok "taking the edits back finds the old artifacts" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")" "$tmp/out"
+run copy all SET=probe.epochs=3
+state "$copy" >"$tmp/after"
+[ "$(changed "$tmp/before" "$tmp/after")" = probe ] && ok "SET is an edit too" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")" "$tmp/out"
+run copy
+
+# --- a deleted artifact is rebuilt, the same
+digests "$copy" >"$tmp/digests"
+rm -r "$(readlink -f "$copy/runs/smoke/probe")"
+run copy
+[ "$(entered)" = probe ] && ok "a deleted artifact is rebuilt" || bad "entered: $(entered)" "$tmp/out"
+digests "$copy" | cmp -s - "$tmp/digests" && ok "and has the same content" || bad "its content differs"
+
+# --- wrong input: exit 1, naming the file
+# wrong FILE-OF STAGE COMMAND...: flips a byte of the largest file of the stage's artifact, then the command must fail.
+wrong() {
+    local dir file status=0
+    dir=$(readlink -f "$copy/runs/smoke/$1"); shift
+    file=$(find "$dir" -type f ! -name manifest.json -printf '%s %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+    cp "$file" "$tmp/good"
+    flip "$file"
+    "$@" >"$tmp/log" 2>&1 || status=$?
+    [ $status = 1 ] && grep -q "${file##*/}" "$tmp/log" &&
+        ok "a flipped byte in ${file##*/}: $(basename "$1") exits 1 and names it" ||
+        bad "a flipped byte in ${file##*/}: $(basename "$1") exits $status" "$tmp/log"
+    cp "$tmp/good" "$file"
+}
+by_hand() { echo "$bin/lcf-$1" --config "$copy/smoke.json" --store "$copy/artifacts"; }
+of() { echo "$copy/runs/smoke/$1"; }
+# shellcheck disable=SC2046
+{
+    wrong prepare $(by_hand train) --data "$(of prepare)" --device cpu
+    wrong train $(by_hand sample) --model "$(of train)" --device cpu
+    wrong extract $(by_hand probe) --features "$(of extract)" --device cpu
+    wrong sample $(by_hand fid) --samples "$(of sample)" --data "$(of prepare)" --device cpu
+    wrong sample "$bin/lcf-artifact" verify "$copy/artifacts"
+}
+check "mended, every file verifies again" "$bin/lcf-artifact" verify "$copy/artifacts"
+
+# --- a misspelt value: exit 2, naming it
+status=0
+# shellcheck disable=SC2046
+$(by_hand probe) --features "$(of extract)" --set probe.epochz=3 >"$tmp/log" 2>&1 || status=$?
+[ $status = 2 ] && grep -q epochz "$tmp/log" && ok "a misspelt value exits 2 and is named" || bad "exit $status" "$tmp/log"
+
+# --- gc
+run copy all SET=probe.epochs=3 && run copy
+kept=$(find "$copy/artifacts/probe" -mindepth 1 -maxdepth 1 -name '[0-9a-f]*' | wc -l)
+check "gc" "$bin/lcf-artifact" gc --store "$copy/artifacts" --runs "$copy/runs"
+left=$(find "$copy/artifacts/probe" -mindepth 1 -maxdepth 1 | wc -l)
+[ "$kept" -gt 1 ] && [ "$left" = 1 ] && ok "gc leaves one of $kept probes" || bad "gc left $left of $kept probes"
+run copy -n all
+! grep -q lcf- "$tmp/out" && ok "and all that the run needs" || bad "gc removed something the run needs" "$tmp/out"
+
+# --- interrupted training: a checkpoint is left, nothing is published, and going on gives the same weights
+# interrupt SIGNAL: trains in a place of its own and sends the signal once there is a checkpoint.
+interrupt() {
+    place "$1"
+    take "$1" prepare
+    local at=$tmp/$1 status=0
+    local train=("$bin/lcf-train" --config "$at/smoke.json" --store "$at/artifacts" --link "$at/runs/smoke/train"
+        --data "$at/runs/smoke/prepare" --device cpu $checkpoints)
+    "${train[@]}" >"$tmp/log" 2>&1 &
+    local pid=$!
+    while kill -0 $pid 2>/dev/null && [ -z "$(checkpoint "$at")" ]; do sleep 0.05; done
+    kill -"$1" $pid 2>/dev/null || true
+    wait $pid || status=$?
+    [ $status != 0 ] && ok "SIG$1 in training: exit $status" || bad "SIG$1 in training: it had ended" "$tmp/log"
+    [ -z "$(find "$at/artifacts" -path '*/train/*/manifest.json')" ] && ok "SIG$1: nothing is published" || bad "SIG$1: published"
+    [ -n "$(checkpoint "$at")" ] && ok "SIG$1: a checkpoint is left" || bad "SIG$1: no checkpoint" "$tmp/log"
+    check "SIG$1: training goes on" "${train[@]}"
+    [ "$(digest "$at/runs/smoke/train")" = "$(digest "$data/runs/smoke/train")" ] &&
+        ok "SIG$1: the weights are those of an undisturbed training" || bad "SIG$1: the weights differ" "$tmp/log"
+}
+# The checkpoint of the training under way, if there is one.
+checkpoint() { find "$1/artifacts/train" -path '*/.work-*/.*' ! -name '.work-*' ! -name '*.part' -type f -size +0 2>/dev/null | head -n 1; }
+checkpoints=
+interrupt KILL
+interrupt TERM
+
+# --- two jobs at once
+place two
+if run two -j2 all; then ok "make -j2 runs"; else bad "make -j2 fails" "$tmp/out"; fi
+digests "$tmp/two" >"$tmp/two-digests" 2>/dev/null || true
+digests "$data" | cmp -s - "$tmp/two-digests" && ok "make -j2 gives the same content" ||
+    bad "make -j2 gives other content: $(digests "$data" | diff - "$tmp/two-digests" | grep '^>' | cut -d' ' -f2 | xargs)"
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
