@@ -1,0 +1,3 @@
+//! The model against PyTorch: stored results of a PyTorch DiT (`golden`).
+
+mod golden;
