@@ -1,1 +1,85 @@
-fn main() {}
+//! lcf-probe.
+
+use clap::Parser;
+use lcf_model::{
+    device::{self, DeviceArgs},
+    features::{Features, Part},
+};
+use lcf_probe::{Config, VERSION, data::Data, output, run};
+use lcf_store::{
+    Artifact, Error,
+    cli::{self, StageArgs},
+    stage::{Begin, Plan, Work},
+};
+use serde_json::json;
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+use tch::Device;
+
+/// Linear probes on extracted features, all timesteps at once: accuracy over t, with features as they are and
+/// standardised
+#[derive(Debug, Parser)]
+#[command(name = "lcf-probe", version)]
+struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// The extract artifact, or a link to it
+    #[arg(long, value_name = "PATH")]
+    features: PathBuf,
+}
+
+fn main() -> ExitCode {
+    cli::main("probe", run)
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = args.stage.section()?;
+    let features = Features::open(&args.features)?;
+    let plan = Plan::of(VERSION, &config).input("features", features.artifact.digest());
+    let (artifact, built) = match plan.begin(&args.stage)? {
+        Begin::UpToDate(artifact) => (artifact, false),
+        Begin::Build(mut work) => {
+            let device = args.device.open()?;
+            device::record(work.provenance(), device);
+            build(&config, &features, device, &work)?;
+            (work.publish()?, true)
+        }
+    };
+    args.stage.link(&artifact)?;
+    Ok(print(&artifact, built, args.stage.json)?)
+}
+
+fn build(config: &Config, features: &Features, device: Device, work: &Work) -> Result<(), Error> {
+    work.clear()?;
+    let started = Instant::now();
+    let _no_grad = tch::no_grad_guard();
+    let train = Data::load(features, Part::Train, device)?;
+    let test = Data::load(features, Part::Test, device)?;
+    let (counts, seconds) = ([train.count(), test.count()], started.elapsed().as_secs_f64());
+    eprintln!("{} timesteps of {} + {} features read in {seconds:.1} s", train.x.size()[0], counts[0], counts[1]);
+    let started = Instant::now();
+    let trained = run::train(config, &train, features.meta.classes.len() as i64, device);
+    if !trained.is_finite() {
+        let message = "training on these features left weights that are not finite";
+        return Err(Error::bad(features.artifact.dir(), message).with_hint("--set probe.lr=0.0001"));
+    }
+    let rows = output::rows(&features.meta.timesteps, &trained.accuracy(&train), &trained.accuracy(&test));
+    eprintln!("{} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
+    output::write(work, &features.meta, &trained, &rows)
+}
+
+fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
+    let (rows, summary) = output::read(artifact)?;
+    let path = artifact.dir().display().to_string();
+    if as_json {
+        let digest = artifact.digest();
+        cli::print_json(
+            &json!({"artifact": path, "digest": digest, "up_to_date": !built, "probe": summary, "curve": rows}),
+        );
+        return Ok(());
+    }
+    print!("{}", output::table(&rows, &summary));
+    println!("{path}{}", if built { "" } else { " (up to date)" });
+    Ok(())
+}
