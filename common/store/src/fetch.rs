@@ -15,8 +15,8 @@ use std::{
 /// How often `curl` is started for one file before its last error is reported.
 const ATTEMPTS: u32 = 5;
 
-/// Exit codes of `curl` that a later attempt may not see: no host, no connection, a transfer that stopped half-way.
-const TRANSIENT: [i32; 10] = [5, 6, 7, 18, 28, 35, 52, 55, 56, 92];
+/// Exit codes of `curl` that a later attempt may not see: no connection, a transfer that stopped half-way.
+const TRANSIENT: [i32; 8] = [7, 18, 28, 35, 52, 55, 56, 92];
 
 /// Exit code of `curl`: the server cannot continue a partial file.
 const CANNOT_RESUME: i32 = 33;
@@ -179,7 +179,9 @@ fn curl(url: &str, part: &Path) -> Result<()> {
                 fs::remove_file(part).map_err(Error::io(part, "remove"))?;
             }
             code if attempt < ATTEMPTS && TRANSIENT.contains(&code) => {
-                thread::sleep(Duration::from_secs(1 << attempt));
+                let wait = 1 << attempt;
+                eprintln!("{message}; resuming in {wait} s");
+                thread::sleep(Duration::from_secs(wait));
             }
             code => return Err(Error::bad(part, format!("curl ended with code {code}: {message}"))),
         }
