@@ -39,7 +39,7 @@ make TARGET [VARIABLE=VALUE]...
   build      compile everything into target/release
   check      format and clippy
   unit       unit, golden and integration tests
-  python-test  tests against PyTorch; skipped where its Python package cannot be imported
+  python-test  whether a PyTorch DiT loads the model of the run P; skipped where Python cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
   clean      forget the run P; its artifacts stay in the store until gc
   distclean  remove everything built: target, .venv, all runs and artifacts; downloads stay
@@ -92,7 +92,7 @@ test: check
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory smoke
 	pipelines/smoke-test.sh
-	@$(MAKE) --no-print-directory python-test
+	@$(MAKE) --no-print-directory python-test P=smoke DEVICE=cpu
 
 check: deps
 	cargo fmt --check
@@ -101,8 +101,9 @@ check: deps
 unit: deps
 	cargo test --release --workspace
 
-python-test: build
-	pipelines/python-test.sh
+# Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
+python-test: $(RUN)/train.stamp
+	LCF_TRAIN=$(RUN)/train cargo test --release -p lcf-model --test golden interop
 
 gc: build
 	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs

@@ -141,30 +141,35 @@ run copy -n all
 ! grep -q lcf- "$tmp/out" && ok "and all that the run needs" || bad "gc removed something the run needs" "$tmp/out"
 
 # --- interrupted training: a checkpoint is left, nothing is published, and going on gives the same weights
-# interrupt SIGNAL: trains in a place of its own and sends the signal once there is a checkpoint.
+# interrupt SIGNAL AWAITED [FLAG]...: trains in a place of its own, with these flags, and sends the signal when the file
+# AWAITED is in the work directory.
 interrupt() {
-    place "$1"
-    take "$1" prepare
-    local at=$tmp/$1 status=0
+    local signal=$1 awaited=$2; shift 2
+    place "$signal"
+    take "$signal" prepare
+    local at=$tmp/$signal status=0
     local train=("$bin/lcf-train" --config "$at/smoke.json" --store "$at/artifacts" --link "$at/runs/smoke/train"
-        --data "$at/runs/smoke/prepare" --device cpu $checkpoints)
-    "${train[@]}" >"$tmp/log" 2>&1 &
+        --data "$at/runs/smoke/prepare" --device cpu)
+    "${train[@]}" "$@" >"$tmp/log" 2>&1 &
     local pid=$!
-    while kill -0 $pid 2>/dev/null && [ -z "$(checkpoint "$at")" ]; do sleep 0.05; done
-    kill -"$1" $pid 2>/dev/null || true
-    wait $pid || status=$?
-    [ $status != 0 ] && ok "SIG$1 in training: exit $status" || bad "SIG$1 in training: it had ended" "$tmp/log"
-    [ -z "$(find "$at/artifacts" -path '*/train/*/manifest.json')" ] && ok "SIG$1: nothing is published" || bad "SIG$1: published"
-    [ -n "$(checkpoint "$at")" ] && ok "SIG$1: a checkpoint is left" || bad "SIG$1: no checkpoint" "$tmp/log"
-    check "SIG$1: training goes on" "${train[@]}"
+    while kill -0 $pid 2>/dev/null && ! in_work "$at" "$awaited"; do sleep 0.05; done
+    kill -"$signal" $pid 2>/dev/null || true
+    { wait $pid || status=$?; } 2>/dev/null
+    [ $status != 0 ] && ok "SIG$signal in training: exit $status" || bad "SIG$signal in training: it had ended" "$tmp/log"
+    [ -z "$(find "$at/artifacts" -path '*/train/*/manifest.json')" ] &&
+        ok "SIG$signal: nothing is published" || bad "SIG$signal: published"
+    in_work "$at" .checkpoint.json && ok "SIG$signal: a checkpoint is left" || bad "SIG$signal: no checkpoint" "$tmp/log"
+    "${train[@]}" >"$tmp/log" 2>&1 && grep -q 'resuming at step [1-9]' "$tmp/log" &&
+        ok "SIG$signal: training goes on at $(sed -n 's/.*resuming at \(step [0-9]* of [0-9]*\).*/\1/p' "$tmp/log")" ||
+        bad "SIG$signal: training does not go on" "$tmp/log"
     [ "$(digest "$at/runs/smoke/train")" = "$(digest "$data/runs/smoke/train")" ] &&
-        ok "SIG$1: the weights are those of an undisturbed training" || bad "SIG$1: the weights differ" "$tmp/log"
+        ok "SIG$signal: the weights are those of an undisturbed training" || bad "SIG$signal: the weights differ" "$tmp/log"
 }
-# The checkpoint of the training under way, if there is one.
-checkpoint() { find "$1/artifacts/train" -path '*/.work-*/.*' ! -name '.work-*' ! -name '*.part' -type f -size +0 2>/dev/null | head -n 1; }
-checkpoints=
-interrupt KILL
-interrupt TERM
+# Whether there is a file of that name in the work directory of the training under way.
+in_work() { [ -n "$(find "$1/artifacts" -path "*/train/.work-*/$2" 2>/dev/null)" ]; }
+interrupt KILL .checkpoint.json --checkpoint-steps 150
+# Rows of metrics.csv say that it is under way; the only checkpoint by then is the one that the signal makes.
+interrupt TERM metrics.csv
 
 # --- two jobs at once
 place two
