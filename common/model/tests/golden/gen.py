@@ -5,7 +5,7 @@ rounded to fp32, so that a golden tensor is the truth and not one machine's roun
 """
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -134,8 +134,8 @@ def losses():
         out |= {f"flow.{reduction}.loss": loss, f"flow.{reduction}.grad": leaf.grad}
 
     # Features of a sample are like its positive's and unlike the others', as they are at low noise.
-    batch = draws(6, 4, 8, std=0.5)
-    positives = fp32(batch[:3] + draws(3, 4, 8, std=0.2))
+    batch = draws(6, 4, 8, std=0.2)
+    positives = fp32(batch[:3] + draws(3, 4, 8, std=0.1))
     out |= {"contrast.batch": batch, "contrast.positives": positives}
     readings = [
         Reading(*choice)
@@ -144,8 +144,8 @@ def losses():
     for reading in readings:
         out |= {f"{reading.name()}.{k}": v for k, v in contrast(batch, positives, reading).items()}
     # Distances at which exp(-d / tau) is zero in fp32, and in double precision too.
-    far = Reading("infonce", False, "flatten", "none")
-    out |= {f"far.{k}": v for k, v in contrast(20 * batch, 20 * positives, far).items()}
+    far = Reading("eq14", False, "flatten", "none")
+    out |= {f"far.{k}": v for k, v in contrast(64 * batch, 64 * positives, far).items()}
     # Mistakes that are no reading.
     plain = Reading("algorithm1", False, "mean", "none")
     out |= {f"tau_doubled.{k}": v for k, v in contrast(batch, positives, replace(plain, tau=1.0)).items()}
@@ -193,49 +193,82 @@ def optimiser():
     tensors.write(HERE / "optimiser.safetensors", out)
 
 
+@dataclass(frozen=True)
+class Objective:
+    """Which samples are regressed and whether there is a contrast; T_min is 0.1 and the layer the first."""
+
+    cuts: bool
+    contrasts: bool
+    positive: float = 0.1
+    reading: Reading = Reading("algorithm1", True, "mean", "none")
+    weight: float = 0.7
+
+
+# The four of Figure 6, then LCF in other readings, which reach the parameters by other ways.
+OBJECTIVES = {
+    "fm": Objective(cuts=False, contrasts=False),
+    "fm_truncated": Objective(cuts=True, contrasts=False),
+    "lcf": Objective(cuts=True, contrasts=True),
+    "fm_contrastive": Objective(cuts=False, contrasts=True),
+    "lcf.positive_zero": Objective(cuts=True, contrasts=True, positive=0.0),
+    "lcf.attach": Objective(cuts=True, contrasts=True, reading=Reading("infonce", False, "flatten", "dim")),
+    "lcf.eq14_l2": Objective(cuts=True, contrasts=True, reading=Reading("eq14", True, "mean", "l2")),
+}
+
+
+def total_loss(model, x0, noise, t, objective, t_min=0.1, layer=1):
+    """Equation 15 for a batch whose first samples are the anchors, t < T_min, in Algorithm 1's one forward pass."""
+    low = int((t < t_min).sum())
+    times = torch.cat([t, torch.full([low], objective.positive, dtype=torch.float32).to(t)])
+    x0, noise = torch.cat([x0, x0[:low]]), torch.cat([noise, noise[:low]])
+    at = times.reshape(-1, 1, 1, 1)
+    layers = model.layers((1 - at) * x0 + at * noise, times)
+    regressed = slice(low if objective.cuts else 0, len(t))
+    total = reference.flow_loss(layers["velocity"][regressed], (noise - x0)[regressed], "mean").mean()
+    if objective.contrasts:
+        features = layers[f"block.{layer - 1}"]
+        batch, positives = features[: len(t)], features[len(t) :]
+        total = total + objective.weight * reference.contrast(batch[:low], positives, batch, objective.reading)[0]
+    return total
+
+
 def training():
-    """Ten steps of a whole tiny model: forward, Equations 12, 14 and 15, backward, clip, AdamW, EMA."""
+    """A whole tiny model: the loss and its gradients in each objective, and ten steps of LCF."""
     draws = Draws(5)
     shape = Shape(depth=2, width=8, heads=2, mlp=12, patch=2, channels=1, side=4)
     start = DiT(shape)
     randomise(start, draws)
     t = torch.tensor([0.01, 0.05, 0.3, 0.5, 0.7, 0.95], dtype=torch.float32).double()
     inputs = {"x0": draws(10, 6, 1, 4, 4), "noise": draws(10, 6, 1, 4, 4), "t": t}
-    out = {f"in.{key}": value for key, value in inputs.items()} | {"in.rates": torch.tensor(RATES, dtype=torch.float64)}
+    rates = [rate / 5 for rate in RATES]
     names = [name for name, p in start.named_parameters() if p.requires_grad]
+    out = {f"in.{key}": value for key, value in inputs.items()} | {"in.rates": torch.tensor(rates, dtype=torch.float64)}
     out |= {f"start.{name}": start.get_parameter(name) for name in names}
+    for key, objective in OBJECTIVES.items():
+        loss = total_loss(start, inputs["x0"][0], inputs["noise"][0], t, objective)
+        out[f"{key}.loss"] = loss
+        grad = gradients(start, loss)
+        # Not the one large matrix: it would be two thirds of the file.
+        kept = {name: torch.zeros_like(start.get_parameter(name)) if g is None else g for name, g in grad.items()}
+        out |= {f"{key}.grad.{name}": without_dust(g) for name, g in kept.items() if name != "t_embedder.mlp.0.weight"}
+
     for key in ("right", "coupled_decay", "no_clip"):
         model = load(shape, start, Wrong())
         model.pos_embed.data.copy_(fp32(model.pos_embed.data))
         losses = []
 
         def gradients_of(step):
-            loss = lcf(model, inputs["x0"][step], inputs["noise"][step], t)
+            loss = total_loss(model, inputs["x0"][step], inputs["noise"][step], t, OBJECTIVES["lcf"])
             loss.backward()
             losses.append(loss.detach())
 
         parameters = [model.get_parameter(name) for name in names]
-        norms, _, averages = reference.train(parameters, gradients_of, RATES, RECIPES[key])
+        norms, _, averages = reference.train(parameters, gradients_of, rates, RECIPES[key])
         out |= {f"{key}.losses": torch.stack(losses), f"{key}.norms": norms}
-        out |= {f"{key}.parameters.{name}": p for name, p in zip(names, parameters)}
         if key == "right":
+            out |= {f"{key}.parameters.{name}": p for name, p in zip(names, parameters)}
             out |= {f"{key}.average.{name}": p for name, p in zip(names, averages)}
     tensors.write(HERE / "training.safetensors", out)
-
-
-def lcf(model, x0, noise, t, t_min=0.1, layer=1, weight=1.0):
-    """Equation 15 for a batch whose first samples are the anchors, t < T_min, in Algorithm 1's one forward pass."""
-    anchors = int((t < t_min).sum())
-    times = torch.cat([t, torch.full([anchors], t_min, dtype=torch.float32).to(t)])
-    x0, noise = torch.cat([x0, x0[:anchors]]), torch.cat([noise, noise[:anchors]])
-    at = times.reshape(-1, 1, 1, 1)
-    layers = model.layers((1 - at) * x0 + at * noise, times)
-    seen = slice(anchors, len(t))
-    flow = reference.flow_loss(layers["velocity"][seen], (noise - x0)[seen], "mean").mean()
-    features = layers[f"block.{layer - 1}"]
-    batch, positives = features[: len(t)], features[len(t) :]
-    reading = Reading("algorithm1", True, "mean", "none")
-    return flow + weight * reference.contrast(batch[:anchors], positives, batch, reading)[0]
 
 
 if __name__ == "__main__":
