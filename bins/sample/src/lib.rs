@@ -1,1 +1,12 @@
-//! lcf-sample.
+//! lcf-sample: images from noise by integrating the learnt velocity.
+
+pub mod config;
+pub mod grid;
+pub mod ode;
+pub mod output;
+pub mod run;
+
+pub use config::Config;
+
+/// Bumped when the meaning of the artifact changes.
+pub const VERSION: u32 = 1;
