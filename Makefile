@@ -17,6 +17,9 @@ override LIBTORCH := $(abspath $(LIBTORCH))
 export LIBTORCH
 endif
 
+# Threads that spin while they wait for each other slow a loaded machine, or `make -j2`, by a factor of ten.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help deps build all show smoke cifar10 test check unit python-test gc clean distclean
