@@ -7,6 +7,7 @@ stages="prepare train extract probe sample fid"
 data=${DATA:-data}
 # Nothing of the make that called this.
 unset MAKEFLAGS MAKELEVEL MFLAGS P SET CFG DATA DEVICE SCALE
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 [ -e "$data/runs/smoke/fid/manifest.json" ] || { echo "smoke-test: error: no smoke run in $data: run make smoke" >&2; exit 1; }
 tmp=$(mktemp -d)
