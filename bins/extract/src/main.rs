@@ -47,7 +47,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let data = Dataset::open(&args.data)?;
     config.check(&trained.meta, &data.meta, &args.data)?;
     if trained.meta.data != data.artifact.digest() {
-        eprintln!("note: these images are not the dataset artifact that the model was trained on");
+        eprintln!("extract: note: these images are not the dataset artifact that the model was trained on");
     }
     let plan = Plan::of(VERSION, &config).input("model", trained.artifact.digest());
     let (artifact, built) = match plan.input("data", data.artifact.digest()).begin(&args.stage)? {
@@ -58,9 +58,9 @@ fn run(args: Args) -> anyhow::Result<()> {
             let started = Instant::now();
             let batch = args.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize;
             run::run(&config, &trained, &data, device, batch, &work)?;
-            let images = (data.train.count + data.test.count) * config.timesteps.len();
+            let features = (data.train.count + data.test.count) * config.timesteps.len();
             let seconds = started.elapsed().as_secs_f64();
-            eprintln!("{images} features in {seconds:.1} s, {:.0} images/s", images as f64 / seconds);
+            eprintln!("extract: {features} features in {seconds:.1} s, {:.0}/s", features as f64 / seconds);
             (work.publish()?, true)
         }
     };
@@ -73,7 +73,7 @@ fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
     let path = artifact.dir().display();
     if as_json {
         let (path, digest) = (path.to_string(), artifact.digest());
-        cli::print_json(&json!({"artifact": path, "digest": digest, "up_to_date": !built, "features": meta}));
+        cli::print_json(&json!({"artifact": path, "digest": digest, "built": built, "features": meta}));
         return Ok(());
     }
     let Meta { weights, layer, width, train, test, timesteps, dataset, .. } = &meta;

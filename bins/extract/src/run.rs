@@ -100,7 +100,7 @@ fn compute(
                 return Ok(());
             }
             if !cli::is_terminal() && said.elapsed() > QUIET {
-                eprintln!("{} of {total} images, {} T={timestep} done", bar.position(), part.name());
+                eprintln!("extract: {} of {total} features, {} T={timestep} done", bar.position(), part.name());
                 said = Instant::now();
             }
         }
@@ -134,7 +134,7 @@ fn meta(config: &Config, trained: &Trained, data: &Dataset, model: &Dit) -> Meta
 /// A bar with the time left, drawn on a terminal only.
 fn bar(total: u64) -> ProgressBar {
     let target = if cli::is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = "{msg:14} {wide_bar} {human_pos}/{human_len} images  {per_sec}  {eta} left";
+    let style = "{msg:14} {wide_bar} {human_pos}/{human_len} features  {per_sec}  {eta} left";
     let style = ProgressStyle::with_template(style).expect("a template of known fields");
     ProgressBar::with_draw_target(Some(total), target).with_style(style)
 }

@@ -37,7 +37,7 @@ fn features_are_those_of_the_model_and_a_second_run_is_up_to_date() {
     let link = fixture.path("runs/tiny/extract");
     let args = ["--json", "--link", link.to_str().unwrap(), "--batch", "4"];
     let first: Value = serde_json::from_str(&ok(&fixture.run(&fixture.model, &fixture.data, &args))).unwrap();
-    assert_eq!((&first["up_to_date"], &first["features"]["width"]), (&false.into(), &16.into()));
+    assert_eq!((&first["built"], &first["features"]["width"]), (&true.into(), &16.into()));
 
     let features = Features::open(&link).unwrap();
     let meta = &features.meta;
@@ -63,7 +63,7 @@ fn features_are_those_of_the_model_and_a_second_run_is_up_to_date() {
 
     fs::remove_file(&link).unwrap();
     let again: Value = serde_json::from_str(&ok(&fixture.run(&fixture.model, &fixture.data, &args))).unwrap();
-    assert_eq!((&again["up_to_date"], &again["digest"]), (&true.into(), &first["digest"]));
+    assert_eq!((&again["built"], &again["digest"]), (&false.into(), &first["digest"]));
     assert!(Features::open(&link).is_ok());
     let plain = ok(&fixture.run(&fixture.model, &fixture.data, &[]));
     assert!(plain.contains("layer 2 of weights ema") && plain.trim_end().ends_with("(up to date)"), "{plain}");

@@ -57,7 +57,12 @@ fn build(config: &Config, features: &Features, device: Device, work: &Work) -> R
     let train = Data::load(features, Part::Train, device)?;
     let test = Data::load(features, Part::Test, device)?;
     let (counts, seconds) = ([train.count(), test.count()], started.elapsed().as_secs_f64());
-    eprintln!("{} timesteps of {} + {} features read in {seconds:.1} s", train.x.size()[0], counts[0], counts[1]);
+    eprintln!(
+        "probe: {} timesteps of {} + {} features read in {seconds:.1} s",
+        train.x.size()[0],
+        counts[0],
+        counts[1]
+    );
     let started = Instant::now();
     let trained = run::train(config, &train, features.meta.classes.len() as i64, device);
     if !trained.is_finite() {
@@ -65,7 +70,7 @@ fn build(config: &Config, features: &Features, device: Device, work: &Work) -> R
         return Err(Error::bad(features.artifact.dir(), message).with_hint("--set probe.lr=0.0001"));
     }
     let rows = output::rows(&features.meta.timesteps, &trained.accuracy(&train), &trained.accuracy(&test));
-    eprintln!("{} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
+    eprintln!("probe: {} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
     output::write(work, &features.meta, &trained, &rows)
 }
 
@@ -74,9 +79,7 @@ fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
     let path = artifact.dir().display().to_string();
     if as_json {
         let digest = artifact.digest();
-        cli::print_json(
-            &json!({"artifact": path, "digest": digest, "up_to_date": !built, "probe": summary, "curve": rows}),
-        );
+        cli::print_json(&json!({"artifact": path, "digest": digest, "built": built, "probe": summary, "curve": rows}));
         return Ok(());
     }
     print!("{}", output::table(&rows, &summary));

@@ -59,7 +59,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             let started = Instant::now();
             run::run(&resolved, &trained, device, batch, &work)?;
             let (num, seconds) = (resolved.config.num, started.elapsed().as_secs_f64());
-            eprintln!("{num} images in {seconds:.1} s, {:.1} images/s", num as f64 / seconds);
+            eprintln!("sample: {num} images in {seconds:.1} s, {:.1} images/s", num as f64 / seconds);
             (work.publish()?, true)
         }
     };
@@ -72,7 +72,7 @@ fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
     let path = artifact.dir().display();
     if as_json {
         let (path, digest) = (path.to_string(), artifact.digest());
-        cli::print_json(&json!({"artifact": path, "digest": digest, "up_to_date": !built, "sample": summary}));
+        cli::print_json(&json!({"artifact": path, "digest": digest, "built": built, "sample": summary}));
         return Ok(());
     }
     println!("{}", summary.line());

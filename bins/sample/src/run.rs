@@ -94,7 +94,7 @@ pub fn run(resolved: &Resolved, trained: &Trained, device: Device, batch_size: u
         writer.write(&bytes)?;
         bar.inc(n as u64);
         if !cli::is_terminal() && said.elapsed() > QUIET {
-            eprintln!("{} of {num} images", start + n);
+            eprintln!("sample: {} of {num} images", start + n);
             said = Instant::now();
         }
     }
