@@ -6,7 +6,7 @@ use crate::{
     images::{Images, SAMPLE_STAGE},
     inception::{ComputeArgs, DIM, SHA256},
     rank_warning,
-    reference::{Lazy, Reference},
+    reference::{self, Lazy, Reference},
     stats::Moments,
     subset::{self, Purpose},
 };
@@ -135,6 +135,7 @@ fn build(
     let sample = sample_meta(sampled, images.len())?;
     let mut network = Lazy::new(compute, config.resize);
     let reference = Reference::open(args, config, data, &mut network)?;
+    link_reference(args, &reference)?;
     let network = network.get()?;
     let features = network.features(&images, "samples")?;
     let moments = Moments::of(&features, DIM, network.device())?;
@@ -161,6 +162,13 @@ fn build(
     let path = work.path(REPORT);
     fs::write(&path, pretty(&report)).map_err(Error::io(&path, "write"))?;
     Ok(work.publish()?)
+}
+
+/// Links the reference beside the result, as `reference`: it is no input by digest, since the result's key has to be
+/// known before the reference is built, so without a link `lcf-artifact gc` would collect it.
+fn link_reference(args: &StageArgs, reference: &Reference) -> Result<()> {
+    let link = args.link.as_ref().map(|link| link.with_file_name(reference::STAGE));
+    Ok(StageArgs { link, ..args.clone() }.link(&reference.artifact)?)
 }
 
 /// `sample.json`, which has to speak of as many images as there are.

@@ -40,6 +40,8 @@ fn the_stage_reuses_the_reference_and_skips_itself() {
     let artifact = Artifact::open(dir.join("runs/x/fid"), "fid").unwrap();
     assert_eq!(artifact.digest(), result["digest"]);
     assert_eq!(artifact.manifest().provenance.device, "cpu");
+    let reference = Artifact::open(dir.join("runs/x/reference"), "reference").unwrap();
+    assert_eq!(reference.digest(), result["digests"]["reference"]);
 
     // The same again computes nothing and needs no weights.
     let (again, stderr) = run(dir, &["--downloads", "none", "--sources", "none"]);
