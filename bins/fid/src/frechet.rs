@@ -23,7 +23,10 @@ pub fn distance(a: &Moments, b: &Moments) -> Result<f64> {
     let offset = a.mean.f_sub(&b.mean)?.f_square()?;
     let total = sum(&offset)? + sum(&a.cov.f_trace()?)? + sum(&b.cov.f_trace()?)?;
     ensure!(total.is_finite(), "the features are not finite");
-    Ok(total - 2.0 * trace_of_root(&a.cov, &b.cov)?)
+    let distance = total - 2.0 * trace_of_root(&a.cov, &b.cov)?;
+    ensure!(distance.is_finite(), "the distance is not finite");
+    // A square, which rounding takes below 0 when the two are equal.
+    Ok(distance.max(0.0))
 }
 
 /// `tr((S1 S2)^(1/2))` of symmetric positive semidefinite S1 and S2, `[D, D]` each.
