@@ -6,11 +6,11 @@ use tch::{Kind, Tensor};
 
 /// Largest difference that is rounding, as a fraction of the largest absolute value of the golden tensor.
 ///
-/// - fp32: golden values are exact to fp32 (`gen.py` computes in double precision), so what is left is our own rounding,
-///   6e-8 an operation: measured at most 5e-7 through three blocks and back, 2e-6 in losses, where terms cancel. One more
-///   source may show on another processor: the angle of the time embedding, up to 1000, follows the last bit of an
-///   exponential, which is worth 6e-5 of an angle and 1e-5 of the gradient of `t_embedder.mlp.0.weight`. The mildest
-///   mistake of `gen.py` is worth 8e-5.
+/// - fp32: golden values are exact to fp32 (`gen.py` computes in double precision), so what is left is our own
+///   rounding, 6e-8 an operation: measured at most 5e-7 through three blocks and back, 2e-6 in losses, where terms
+///   cancel. One more source may show on another processor: the angle of the time embedding, up to 1000, follows the
+///   last bit of an exponential, which is worth 6e-5 of an angle and 1e-5 of the gradient of `t_embedder.mlp.0.weight`.
+///   The mildest mistake of `gen.py` is worth 8e-5.
 /// - bf16: eight bits of precision, half a unit is 2e-3, at every operand of every matrix product: measured 8e-3.
 const TOLERANCES: [(Kind, f64); 2] = [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)];
 

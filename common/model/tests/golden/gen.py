@@ -137,11 +137,9 @@ def losses():
     batch = draws(6, 4, 8, std=0.2)
     positives = fp32(batch[:3] + draws(3, 4, 8, std=0.1))
     out |= {"contrast.batch": batch, "contrast.positives": positives}
-    readings = [
-        Reading(*choice)
-        for choice in product(("eq14", "algorithm1", "infonce"), (True, False), ("mean", "flatten"), ("none", "dim", "l2"))
-    ]
-    for reading in readings:
+    denominators = ("eq14", "algorithm1", "infonce")
+    for choice in product(denominators, (True, False), ("mean", "flatten"), ("none", "dim", "l2")):
+        reading = Reading(*choice)
         out |= {f"{reading.name()}.{k}": v for k, v in contrast(batch, positives, reading).items()}
     # Distances at which exp(-d / tau) is zero in fp32, and in double precision too.
     far = Reading("eq14", False, "flatten", "none")

@@ -2,9 +2,9 @@
 
     python3 load_pytorch.py TRAIN_ARTIFACT IO.safetensors [--weights ema]
 
-TRAIN_ARTIFACT is a folder with `train.json` and `weights/`, as lcf-train publishes it. IO holds images `x`, times `t`, and
-the `velocity` that the Rust model gave for them. Exit 0: every name fits and the velocities agree; 1: they do not. Needs
-torch and nothing else.
+TRAIN_ARTIFACT is a folder with `train.json` and `weights/`, as lcf-train publishes it. IO holds images `x`, times `t`,
+and the `velocity` that the Rust model gave for them. Exit 0: every name fits and the velocities agree; 1: they do not.
+Needs torch and nothing else.
 """
 
 import argparse

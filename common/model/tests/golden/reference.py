@@ -60,8 +60,8 @@ def position_table(grid, width, rows_first=False):
 def sinusoid(steps, width=256, max_period=10000, sines_first=False):
     """[B, width]: cosines then sines of `steps` [B] at geometrically falling frequencies.
 
-    Frequencies and angles are rounded to fp32 whatever the type of `steps`, because DiT rounds them so and the angles go
-    up to 1000: there the rounding is 3e-5.
+    Frequencies and angles are rounded to fp32 whatever the type of `steps`, because DiT rounds them so and the angles
+    go up to 1000: there the rounding is 3e-5.
     """
     half = width // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32) / half
@@ -174,8 +174,8 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(shape, wrong)
 
     def layers(self, images, t):
-        """Every intermediate result: tokens `embed` and `block.i`, `velocity`, and `time`: what the output layer makes of
-        the time embedding alone, of tokens that are zero."""
+        """Every intermediate result: tokens `embed` and `block.i`, `velocity`, and `time`: what the output layer makes
+        of the time embedding alone, of tokens that are zero."""
         if self.wrong.time_flipped:
             t = 1 - t
         c = self.t_embedder(t)
