@@ -94,17 +94,22 @@ fn check(config: &TrainConfig, dataset: &Dataset) -> Result<Input> {
 }
 
 fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Device) {
-    let parameters = Layout::new(&config.model, &input).parameters();
+    let layout = Layout::new(&config.model, &input);
     let model = &config.model;
     let steps = config.epochs * (dataset.train.count / config.batch) as u64;
     eprintln!(
-        "train: {} on {} ({} images), DiT {}x{} patch {}, {parameters} parameters, {} epochs = {steps} steps of {}, {} on {}",
-        config.objective.name(),
-        dataset.meta.name,
-        dataset.train.count,
+        "train: DiT {}x{} patch {}, {} parameters ({} in the blocks without adaLN, which is what the paper counts)",
         model.depth,
         model.width,
         model.patch,
+        layout.parameters(),
+        layout.block_parameters(),
+    );
+    eprintln!(
+        "train: {} on {} ({} images), {} epochs = {steps} steps of {}, {} on {}",
+        config.objective.name(),
+        dataset.meta.name,
+        dataset.train.count,
         config.epochs,
         config.batch,
         if config.precision == Precision::Bf16 { "bf16" } else { "fp32" },

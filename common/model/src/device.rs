@@ -21,7 +21,12 @@ impl DeviceArgs {
         lcf_native::set_tf32(false);
         let count = if opened.is_ok() && Cuda::is_available() { Cuda::device_count() } else { 0 };
         let index = match self.device.as_str() {
-            "auto" if count == 0 => return Ok(Device::Cpu),
+            "auto" if count == 0 => {
+                if let (Err(reason), Some(card)) = (&opened, card()) {
+                    eprintln!("note: computing on the CPU although there is a {card}: {reason} (`make deps CUDA=1`)");
+                }
+                return Ok(Device::Cpu);
+            }
             "cpu" => return Ok(Device::Cpu),
             "auto" | "cuda" => 0,
             other => other

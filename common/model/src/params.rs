@@ -94,6 +94,12 @@ impl Layout {
         self.specs.iter().map(Spec::len).sum()
     }
 
+    /// Those of them in attention and MLPs: what the paper's "21.3M" and "85M" count.
+    pub fn block_parameters(&self) -> i64 {
+        let counted = |spec: &&Spec| spec.name.starts_with("blocks.") && !spec.name.contains("adaLN");
+        self.specs.iter().filter(counted).map(Spec::len).sum()
+    }
+
     /// Views of a flat buffer, one a parameter, in order.
     pub fn views(&self, flat: &Tensor) -> Vec<Tensor> {
         self.specs.iter().map(|spec| flat.narrow(0, spec.offset, spec.len()).view(spec.shape.as_slice())).collect()
@@ -167,14 +173,10 @@ mod tests {
     fn parameter_counts_of_table_1() {
         let cifar = Layout::new(&CIFAR, &Input { channels: 3, side: 32 });
         assert_eq!(cifar.parameters(), 32_471_436);
-        let blocks = |layout: &Layout| {
-            let own = layout.specs.iter().filter(|s| s.name.starts_with("blocks.") && !s.name.contains("adaLN"));
-            own.map(Spec::len).sum::<i64>()
-        };
-        assert_eq!(blocks(&cifar), 21_275_136);
+        assert_eq!(cifar.block_parameters(), 21_275_136);
         let tiny = ModelConfig { width: 768, heads: 12, mlp: 3072, ..CIFAR };
         let tiny = Layout::new(&tiny, &Input { channels: 3, side: 64 });
-        assert_eq!((tiny.parameters(), blocks(&tiny)), (129_528_588, 85_017_600));
+        assert_eq!((tiny.parameters(), tiny.block_parameters()), (129_528_588, 85_017_600));
     }
 
     const SMALL: ModelConfig = ModelConfig { depth: 2, width: 12, heads: 3, mlp: 20, patch: 2 };
