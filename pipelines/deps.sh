@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs libtorch from PyPI's torch into .venv and links .venv/libtorch to it. What is there already stays.
+# Installs libtorch (the torch wheel's) into .venv and links .venv/libtorch to it. What is there already stays.
 # pipelines/deps.sh 0   the CPU: torch and the two libraries that libtorch_cpu.so cannot start without
 # pipelines/deps.sh 1   CUDA: torch with all that it needs
 set -euo pipefail
