@@ -2,10 +2,46 @@
 
 use crate::{
     decode,
-    source::{BadImage, Pixels, Split},
+    source::{BadImage, Pixels, Source, Split},
     tree::Tree,
 };
+use lcf_store::Result;
 use std::sync::Arc;
+
+/// The files of a set with their labels, found but not read.
+#[derive(Debug)]
+pub struct Listing {
+    /// All files.
+    pub tree: Tree,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// Training images.
+    pub train: Images,
+    /// Test images.
+    pub test: Images,
+    /// Files that say which images belong to which class, by their numbers in the tree.
+    pub texts: Vec<usize>,
+}
+
+impl Listing {
+    /// Digest of the raw data.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn raw_digest(&self) -> Result<String> {
+        let images = self.train.files.iter().chain(&self.test.files);
+        let used: Vec<usize> = images.chain(&self.texts).copied().collect();
+        self.tree.digest(&used)
+    }
+
+    /// The dataset whose images are decoded to `shape`, after cropping and resizing them to `side` where it is given.
+    pub fn source(self, shape: [usize; 3], side: Option<usize>) -> Source {
+        let path = self.tree.path().to_owned();
+        let tree = Arc::new(self.tree);
+        let train = self.train.split(Arc::clone(&tree), shape, side);
+        Source { path, classes: self.classes, shape, train, test: self.test.split(tree, shape, side) }
+    }
+}
 
 /// The images of one split.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +69,7 @@ impl Images {
         (0..classes).filter(|&class| !seen[class]).collect()
     }
 
-    /// The split whose images are decoded to `shape`, after cropping and resizing them to `side` where it is given.
-    pub fn split(self, tree: Arc<Tree>, shape: [usize; 3], side: Option<usize>) -> Split {
+    fn split(self, tree: Arc<Tree>, shape: [usize; 3], side: Option<usize>) -> Split {
         let files = self.files;
         let pixels: Pixels = Box::new(move |index, out| {
             let file = files[index];

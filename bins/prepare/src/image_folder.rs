@@ -1,20 +1,17 @@
 //! Any folder, or zip archive, of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`, where images are PNG, JPEG or WebP.
 
-use crate::{decode, failures::Failures, folder::Images, source::Source, tree::Tree};
+use crate::{
+    decode,
+    failures::Failures,
+    folder::{Images, Listing},
+    source::Source,
+    tree::Tree,
+};
 use lcf_store::{Error, Result};
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path};
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 const HINT: &str = "repair or remove these files, or add what is missing";
-
-/// The files of the set with their labels.
-#[derive(Debug)]
-pub struct Listing {
-    tree: Tree,
-    classes: Vec<String>,
-    train: Images,
-    test: Images,
-}
 
 /// Lists the folder or zip archive at `path`. Classes are the sorted directories of both splits.
 ///
@@ -35,7 +32,7 @@ pub fn list(path: &Path) -> Result<Listing> {
     failures.check(path, "classes", HINT)?;
     match classes.is_empty() {
         true => Err(Error::bad(path, "found no train/CLASS/IMAGE in it").with_hint("see the README for the layout")),
-        false => Ok(Listing { tree, classes, train, test }),
+        false => Ok(Listing { tree, classes, train, test, texts: Vec::new() }),
     }
 }
 
@@ -57,47 +54,32 @@ fn images(tree: &Tree, classes: &[String], split: &str) -> Images {
     Images::sorted(tree, labelled.collect())
 }
 
-impl Listing {
-    /// Digest of the raw data.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn raw_digest(&self) -> Result<String> {
-        let used: Vec<usize> = self.train.files.iter().chain(&self.test.files).copied().collect();
-        self.tree.digest(&used)
-    }
+/// The dataset, its images cropped and resized to `side` where that is given.
+///
+/// # Errors
+/// [`Error::Bad`] when `side` is not given and the first image is not a square.
+pub fn source(listing: Listing, side: Option<usize>) -> Result<Source> {
+    let edge = match side {
+        Some(side) => side,
+        None => common_side(&listing)?,
+    };
+    Ok(listing.source([3, edge, edge], side))
+}
 
-    /// The dataset, its images cropped and resized to `side` where that is given.
-    ///
-    /// # Errors
-    /// [`Error::Bad`] when `side` is not given and the first image is not a square.
-    pub fn source(self, side: Option<usize>) -> Result<Source> {
-        let edge = match side {
-            Some(side) => side,
-            None => self.common_side()?,
-        };
-        let shape = [3, edge, edge];
-        let path = self.tree.path().to_owned();
-        let tree = Arc::new(self.tree);
-        let train = self.train.split(Arc::clone(&tree), shape, side);
-        Ok(Source { path, classes: self.classes, shape, train, test: self.test.split(tree, shape, side) })
-    }
-
-    /// Side of the first image that has a readable header; the others are held against it when they are decoded.
-    fn common_side(&self) -> Result<usize> {
-        let headers = self.train.files.iter().filter_map(|&file| {
-            let bytes = self.tree.read(file).ok()?;
-            Some((file, decode::dimensions(&bytes).ok()?))
-        });
-        match headers.into_iter().next() {
-            // All of them will be reported when they are decoded.
-            None => Ok(1),
-            Some((_, (width, height))) if width == height => Ok(width as usize),
-            Some((file, (width, height))) => {
-                let name = self.tree.path().join(&self.tree.files()[file]);
-                let message = format!("found {width}x{height} pixels, expected a square");
-                Err(Error::bad(name, message).with_hint("--set prepare.side=N crops and resizes all images to NxN"))
-            }
+/// Side of the first image that has a readable header; the others are held against it when they are decoded.
+fn common_side(listing: &Listing) -> Result<usize> {
+    let headers = listing.train.files.iter().filter_map(|&file| {
+        let bytes = listing.tree.read(file).ok()?;
+        Some((file, decode::dimensions(&bytes).ok()?))
+    });
+    match headers.into_iter().next() {
+        // All of them will be reported when they are decoded.
+        None => Ok(1),
+        Some((_, (width, height))) if width == height => Ok(width as usize),
+        Some((file, (width, height))) => {
+            let name = listing.tree.path().join(&listing.tree.files()[file]);
+            let message = format!("found {width}x{height} pixels, expected a square");
+            Err(Error::bad(name, message).with_hint("--set prepare.side=N crops and resizes all images to NxN"))
         }
     }
 }

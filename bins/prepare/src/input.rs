@@ -3,6 +3,7 @@
 use crate::{
     cifar10,
     config::{Config, Kind},
+    folder::Listing,
     image_folder,
     source::Source,
     synthetic, tiny_imagenet,
@@ -27,9 +28,9 @@ pub enum Input {
     /// See [`cifar10`].
     Cifar10(PathBuf),
     /// See [`tiny_imagenet`].
-    TinyImagenet(tiny_imagenet::Listing),
+    TinyImagenet(Listing),
     /// See [`image_folder`].
-    ImageFolder(image_folder::Listing),
+    ImageFolder(Listing),
     /// See [`synthetic`]; nothing is read.
     Synthetic,
 }
@@ -63,8 +64,7 @@ impl Input {
     pub fn raw_digest(&self) -> Result<Option<String>> {
         match self {
             Self::Cifar10(path) => cifar10::raw_digest(path).map(Some),
-            Self::TinyImagenet(listing) => listing.raw_digest().map(Some),
-            Self::ImageFolder(listing) => listing.raw_digest().map(Some),
+            Self::TinyImagenet(listing) | Self::ImageFolder(listing) => listing.raw_digest().map(Some),
             Self::Synthetic => Ok(None),
         }
     }
@@ -76,8 +76,8 @@ impl Input {
     pub fn source(self, config: &Config) -> Result<Source> {
         match self {
             Self::Cifar10(path) => cifar10::read(&path, cifar10::RECORDS),
-            Self::TinyImagenet(listing) => Ok(listing.source()),
-            Self::ImageFolder(listing) => listing.source(config.side),
+            Self::TinyImagenet(listing) => Ok(listing.source(tiny_imagenet::SHAPE, None)),
+            Self::ImageFolder(listing) => image_folder::source(listing, config.side),
             Self::Synthetic => Ok(synthetic::source(&config.synthetic.clone().unwrap_or_default(), config.seed)),
         }
     }

@@ -1,26 +1,22 @@
 //! Tiny-ImageNet-200 in its original layout. Our test split is its `val`, since its `test` has no labels; classes are
 //! the sorted wnids, whatever the order of `wnids.txt`.
 
-use crate::{failures::Failures, folder::Images, source::Source, tree::Tree};
+use crate::{
+    failures::Failures,
+    folder::{Images, Listing},
+    tree::Tree,
+};
 use lcf_store::Result;
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path};
 
-const SHAPE: [usize; 3] = [3, 64, 64];
+/// C, H, W.
+pub const SHAPE: [usize; 3] = [3, 64, 64];
 /// The directory in the official archive.
 const INNER: &str = "tiny-imagenet-200";
 const WNIDS: &str = "wnids.txt";
 const ANNOTATIONS: &str = "val/val_annotations.txt";
 const VAL: &str = "val/images/";
 const HINT: &str = "fetch tiny-imagenet-200.zip again; only its original layout is read";
-
-/// The files of the set, matched with their labels.
-#[derive(Debug)]
-pub struct Listing {
-    tree: Tree,
-    classes: Vec<String>,
-    train: Images,
-    test: Images,
-}
 
 /// Lists the zip archive or folder at `path`.
 ///
@@ -36,27 +32,8 @@ pub fn list(path: &Path) -> Result<Listing> {
     let train = train(&tree, &classes)?;
     let test = val(&tree, &classes)?;
     missing(path, &classes, &train, &test)?;
-    Ok(Listing { tree, classes, train, test })
-}
-
-impl Listing {
-    /// Digest of the raw data.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn raw_digest(&self) -> Result<String> {
-        let texts = [WNIDS, ANNOTATIONS].into_iter().filter_map(|name| self.tree.find(name));
-        let used: Vec<usize> = self.train.files.iter().chain(&self.test.files).copied().chain(texts).collect();
-        self.tree.digest(&used)
-    }
-
-    /// The dataset.
-    pub fn source(self) -> Source {
-        let path = self.tree.path().to_owned();
-        let tree = Arc::new(self.tree);
-        let train = self.train.split(Arc::clone(&tree), SHAPE, None);
-        Source { path, classes: self.classes, shape: SHAPE, train, test: self.test.split(tree, SHAPE, None) }
-    }
+    let texts = [WNIDS, ANNOTATIONS].into_iter().filter_map(|name| tree.find(name)).collect();
+    Ok(Listing { tree, classes, train, test, texts })
 }
 
 fn is_image(name: &str) -> bool {
