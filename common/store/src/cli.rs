@@ -85,7 +85,7 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
             let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown panic");
             eprintln!("{name}: error: {}", first_line(text));
             if text.contains("out of memory") {
-                eprintln!("hint: lower the batch size (--set {name}.batch=N), or free the device's memory");
+                eprintln!("hint: lower the batch size, or free the device's memory");
             }
             ExitCode::from(1)
         }
