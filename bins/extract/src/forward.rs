@@ -56,13 +56,6 @@ impl Extractor<'_> {
     }
 }
 
-/// The first row of `[N, D]` that holds a number that is not finite.
-pub fn first_bad(features: &Tensor) -> Option<i64> {
-    let good = features.isfinite().all_dim(1, false);
-    let bad = Vec::<i64>::try_from(good.logical_not().nonzero().flatten(0, -1)).expect("a list of rows");
-    bad.first().copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,14 +124,5 @@ mod tests {
         let zero = Tensor::zeros([3], (Kind::Float, Device::Cpu));
         let direct = model.features(&pixels::normalise(&images), &zero, 2).mean_dim(1, false, Kind::Float);
         assert_eq!(at(0, 0), direct);
-    }
-
-    #[test]
-    fn the_first_bad_row_is_found() {
-        let x = Tensor::zeros([4, 3], (Kind::Float, Device::Cpu));
-        assert_eq!(first_bad(&x), None);
-        let _ = x.get(2).fill_(f64::NAN);
-        let _ = x.get(3).fill_(f64::INFINITY);
-        assert_eq!(first_bad(&x), Some(2));
     }
 }

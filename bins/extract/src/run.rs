@@ -1,20 +1,16 @@
 //! The loop over parts and timesteps, and the files it fills.
 
-use crate::{
-    Config,
-    forward::{Extractor, first_bad},
-};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::{Config, forward::Extractor};
 use lcf_model::{
     Dit,
-    features::{META, Meta, Part},
+    features::{META, Meta, Part, first_bad},
     pixels,
     trained::Trained,
 };
 use lcf_store::{
     Error, Result, cli,
     dataset::Dataset,
-    npy,
+    npy, progress,
     stage::{self, Work},
 };
 use std::{
@@ -77,7 +73,7 @@ fn compute(
     queue: &mpsc::SyncSender<Array>,
 ) -> Result<()> {
     let total = (data.train.count + data.test.count) * config.timesteps.len();
-    let bar = bar(total as u64);
+    let bar = progress::bar(total as u64, "extract", "features");
     let mut said = Instant::now();
     for (part, split) in [(Part::Train, &data.train), (Part::Test, &data.test)] {
         let images = pixels::load(split, device);
@@ -129,12 +125,4 @@ fn meta(config: &Config, trained: &Trained, data: &Dataset, model: &Dit) -> Meta
         model: trained.artifact.digest().to_owned(),
         data: data.artifact.digest().to_owned(),
     }
-}
-
-/// A bar with the time left, drawn on a terminal only.
-fn bar(total: u64) -> ProgressBar {
-    let target = if cli::is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = "{msg:14} {wide_bar} {human_pos}/{human_len} features  {per_sec}  {eta} left";
-    let style = ProgressStyle::with_template(style).expect("a template of known fields");
-    ProgressBar::with_draw_target(Some(total), target).with_style(style)
 }

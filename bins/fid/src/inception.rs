@@ -7,9 +7,8 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use lcf_model::device::{self, DeviceArgs};
-use lcf_store::{Error, cli, digest, fetch};
+use lcf_store::{Error, digest, fetch, progress};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -107,7 +106,7 @@ impl Inception {
     /// An image that cannot be read; libtorch's, like being out of memory.
     pub fn features(&self, images: &Images, what: &str) -> Result<Vec<f32>> {
         let n = images.len();
-        let bar = progress(n, what);
+        let bar = progress::bar(n as u64, what, "images");
         let start = Instant::now();
         let mut out = vec![0.0; n * DIM];
         // The executor's own optimisation compiles anew for every batch size and, on CUDA, calls a run-time compiler
@@ -191,12 +190,4 @@ fn torch(on: Device, error: &TchError) -> anyhow::Error {
         true => Error::bad(device::name(on), line).with_hint("give a smaller --batch, or free memory").into(),
         false => anyhow!("{}: {line}", device::name(on)),
     }
-}
-
-fn progress(n: usize, what: &str) -> ProgressBar {
-    if !cli::is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {per_sec} {eta}").expect("a valid template");
-    ProgressBar::new(n as u64).with_style(style).with_message(what.to_owned())
 }

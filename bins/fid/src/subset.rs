@@ -1,5 +1,10 @@
 //! Seeded subsets. Whether an image is in depends on (seed, purpose, index) and the number of images alone.
 
+use lcf_store::{
+    random::{GAMMA, mix},
+    subset,
+};
+
 /// What a subset is drawn for. Equal seeds of different purposes are unrelated.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
@@ -25,35 +30,16 @@ pub fn uniform(count: usize, n: usize, seed: u64, purpose: Purpose) -> Vec<usize
 /// # Panics
 /// When `n` exceeds the number of labels.
 pub fn balanced(labels: &[i64], n: usize, seed: u64, purpose: Purpose) -> Vec<usize> {
-    assert!(n <= labels.len(), "a subset of {n} out of {}", labels.len());
-    let mut order: Vec<(u64, usize)> = (0..labels.len()).map(|i| (draw(seed, purpose, i as u64), i)).collect();
-    order.sort_unstable();
-    // The k-th image of its class is taken in round k; within a round the draw decides.
-    let mut seen = std::collections::HashMap::new();
-    let mut rounds: Vec<(usize, u64, usize)> = order
-        .into_iter()
-        .map(|(key, i)| {
-            let round = seen.entry(labels[i]).or_insert(0);
-            *round += 1;
-            (*round, key, i)
-        })
-        .collect();
-    rounds.sort_unstable();
-    let mut chosen: Vec<usize> = rounds[..n].iter().map(|&(_, _, i)| i).collect();
-    chosen.sort_unstable();
-    chosen
+    subset::balanced(labels, n, |index| draw(seed, purpose, index))
 }
 
 fn draw(seed: u64, purpose: Purpose, index: u64) -> u64 {
-    mix(mix(mix(seed) ^ purpose as u64) ^ index)
+    step(step(step(seed) ^ purpose as u64) ^ index)
 }
 
-/// One step of SplitMix64 (Steele, Lea and Flood 2014, Figure 16).
-fn mix(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// One step of SplitMix64.
+fn step(state: u64) -> u64 {
+    mix(state.wrapping_add(GAMMA))
 }
 
 #[cfg(test)]
@@ -61,25 +47,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uniform_is_seeded_sorted_and_without_repeats() {
+    fn seed_and_purpose_decide() {
         let a = uniform(1000, 100, 0, Purpose::Floor);
-        assert!(a.len() == 100 && a.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(a, uniform(1000, 100, 0, Purpose::Floor));
         assert_ne!(a, uniform(1000, 100, 1, Purpose::Floor));
         assert_ne!(a, uniform(1000, 100, 0, Purpose::Compare));
         assert_eq!(uniform(5, 5, 0, Purpose::Floor), [0, 1, 2, 3, 4]);
-        // Not the first ones, and spread: the mean of a uniform draw of 100 out of 0..1000 has deviation 27.
-        let mean = a.iter().sum::<usize>() as f64 / 100.0;
-        assert!((mean - 499.5).abs() < 110.0, "{mean}");
     }
 
+    /// Pinned: other images would change published distances without a change of any key.
     #[test]
-    fn balanced_takes_equal_shares_and_fills_up() {
+    fn the_chosen_images_stay_the_same() {
         let labels: Vec<i64> = (0..100).map(|i| if i < 2 { 0 } else { 1 + i % 2 }).collect();
-        let count = |chosen: &[usize], class| chosen.iter().filter(|&&i| labels[i] == class).count();
-        let chosen = balanced(&labels, 6, 0, Purpose::Reference);
-        assert_eq!([0, 1, 2].map(|class| count(&chosen, class)), [2, 2, 2]);
-        let chosen = balanced(&labels, 20, 0, Purpose::Reference);
-        assert_eq!([0, 1, 2].map(|class| count(&chosen, class)), [2, 9, 9]);
+        assert_eq!(balanced(&labels, 9, 5, Purpose::Reference), [0, 1, 4, 14, 28, 29, 55, 79, 87]);
+        assert_eq!(uniform(100, 9, 5, Purpose::Floor), [1, 11, 20, 42, 49, 54, 67, 75, 95]);
     }
 }

@@ -14,7 +14,6 @@ pub mod random;
 pub mod shards;
 pub mod source;
 pub mod statistics;
-pub mod subset;
 pub mod synthetic;
 pub mod tiny_imagenet;
 pub mod tree;

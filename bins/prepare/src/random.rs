@@ -1,7 +1,6 @@
 //! Random numbers that depend on (seed, purpose, index, draw) alone: no state, so no order of threads can change them.
 
-/// 2^64 divided by the golden ratio: the step of SplitMix64.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+use lcf_store::random::{GAMMA, mix};
 
 /// What numbers are drawn for. Equal seeds of different purposes are unrelated.
 #[derive(Clone, Copy, Debug)]
@@ -27,13 +26,9 @@ impl Stream {
         Self(Self(purposed).draw(index))
     }
 
-    /// Number `n`: 64 random bits. The streams are SplitMix64 (Steele, Lea and Flood 2014, Figure 16) started at the
-    /// stream's own state.
+    /// Number `n`: 64 random bits, by SplitMix64 started at the stream's own state.
     pub fn draw(self, n: u64) -> u64 {
-        let mut z = self.0.wrapping_add(GOLDEN.wrapping_mul(n.wrapping_add(1)));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix(self.0.wrapping_add(GAMMA.wrapping_mul(n.wrapping_add(1))))
     }
 
     /// Number `n`, uniform in `[0, 1)`.

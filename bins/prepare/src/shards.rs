@@ -3,19 +3,18 @@
 use crate::{
     config::Config,
     failures::Failures,
-    random::Purpose,
+    random::{Purpose, Stream},
     source::{BadImage, Pixels, Source, Split},
     statistics::Moments,
-    subset,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use lcf_store::{
     Error, Result,
-    cli::is_terminal,
     config::Section,
     dataset::{META, Meta, SplitMeta},
     npy::{self, Writer},
+    progress::{self, ProgressBar},
     stage::{Work, pretty, write_atomic},
+    subset,
 };
 use rayon::prelude::*;
 
@@ -36,7 +35,7 @@ pub fn write(work: &Work, source: &Source, config: &Config) -> Result<()> {
         None => Ok((0..split.labels.len()).collect()),
         Some(limit) => {
             check_limit(name, limit, classes, split.labels.len())?;
-            Ok(subset::balanced(&split.labels, classes, limit, config.seed, purpose))
+            Ok(subset::balanced(&split.labels, limit, own_draw(config.seed, purpose)))
         }
     };
     let train: Vec<usize> = pick("limit", &source.train, config.limit, Purpose::TrainSubset)?;
@@ -53,6 +52,11 @@ pub fn write(work: &Work, source: &Source, config: &Config) -> Result<()> {
     let classes = source.classes.clone();
     let meta = Meta { name, channels, height, width, classes, mean, std, train: train_meta, test: test_meta };
     write_atomic(&work.path(META), &pretty(&meta))
+}
+
+/// The random number of each image, which decides whether a subset takes it.
+fn own_draw(seed: u64, purpose: Purpose) -> impl Fn(u64) -> u64 {
+    move |index| Stream::new(seed, purpose, index).draw(0)
 }
 
 /// Every class needs an image, and the dataset has only so many.
@@ -78,9 +82,7 @@ struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     fn new(work: &'a Work, source: &Source, images: usize) -> Self {
-        let bar = if is_terminal() { ProgressBar::new(images as u64) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} images, {per_sec}, {eta} left");
-        bar.set_style(style.expect("a template that has been tried"));
+        let bar = progress::bar(images as u64, Config::NAME, "images");
         Self { work, shape: source.shape, failures: Failures::default(), moments: Moments::default(), bar }
     }
 
@@ -200,5 +202,13 @@ mod tests {
         let dataset = build(&source(8, 4, &[]), &config(Some(4))).unwrap();
         assert_eq!((dataset.train.count, dataset.test.count), (4, 4));
         assert_eq!(dataset.train.labels().iter().sum::<i64>(), 2);
+    }
+
+    /// Pinned: other images would be another dataset under the same key.
+    #[test]
+    fn the_chosen_images_stay_the_same() {
+        let labels: Vec<i64> = (0..100).map(|i| if i < 2 { 0 } else { 1 + i % 2 }).collect();
+        let chosen = subset::balanced(&labels, 9, own_draw(5, Purpose::TestSubset));
+        assert_eq!(chosen, [0, 1, 25, 39, 46, 48, 56, 63, 95]);
     }
 }

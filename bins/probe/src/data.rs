@@ -1,6 +1,6 @@
 //! Features of all timesteps of a split as one tensor, and their standardisation.
 
-use lcf_model::features::{Features, Part};
+use lcf_model::features::{Features, Part, first_bad};
 use lcf_store::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -53,12 +53,6 @@ impl Data {
     }
 }
 
-/// The first row of `[N, D]` that holds a number that is not finite.
-fn first_bad(values: &Tensor) -> Option<i64> {
-    let bad = values.isfinite().all_dim(1, false).logical_not().nonzero().flatten(0, -1);
-    Vec::<i64>::try_from(bad).expect("a list of rows").first().copied()
-}
-
 /// Mean and reciprocal standard deviation of each training feature at each timestep.
 #[derive(Debug)]
 pub struct Standardise {
@@ -103,13 +97,5 @@ mod tests {
         assert!(spread.mean_dim(1, false, Kind::Float).abs().max().double_value(&[]) < 1e-4);
         assert!((spread.std_dim(1, false, false) - 1.0).abs().max().double_value(&[]) < 1e-4);
         assert_eq!(std.narrow(2, 3, 1).abs().max().double_value(&[]), 0.0);
-    }
-
-    #[test]
-    fn the_first_bad_row_is_found() {
-        let x = Tensor::zeros([4, 3], (Kind::Float, Device::Cpu));
-        assert_eq!(first_bad(&x), None);
-        let _ = x.get(2).fill_(f64::NAN);
-        assert_eq!(first_bad(&x), Some(2));
     }
 }

@@ -6,9 +6,8 @@ use crate::{
     data::{Data, Standardise},
     linear::Probes,
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lcf_model::rng::{Purpose, Rng};
-use lcf_store::cli;
+use lcf_store::progress;
 use tch::{Device, Kind, Tensor};
 
 /// Features scored at a time.
@@ -32,7 +31,7 @@ pub fn train(config: &Config, data: &Data, classes: i64, device: Device) -> Trai
     let mut adamw = AdamW::new(&probes.params, config.lr, config.weight_decay);
     let one_hot = data.labels.one_hot(classes).to_kind(Kind::Float);
     let rng = Rng::new(config.seed, Purpose::Probe);
-    let bar = bar(config.epochs * (count as u64).div_ceil(batch as u64));
+    let bar = progress::bar(config.epochs * (count as u64).div_ceil(batch as u64), "probe", "steps");
     for epoch in 0..config.epochs {
         let order = rng.permutation(epoch, count, data.x.device());
         for start in (0..count).step_by(config.batch as usize) {
@@ -65,14 +64,6 @@ impl Trained {
     pub fn is_finite(&self) -> bool {
         self.probes.params.isfinite().all().int64_value(&[]) != 0
     }
-}
-
-/// A bar with the time left, drawn on a terminal only.
-fn bar(total: u64) -> ProgressBar {
-    let target = if cli::is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = "{wide_bar} {human_pos}/{human_len} steps  {per_sec}  {eta} left";
-    let style = ProgressStyle::with_template(style).expect("a template of known fields");
-    ProgressBar::with_draw_target(Some(total), target).with_style(style)
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@ use crate::{
     ode::{self, Schedule},
     output::{GRID, IMAGES, SUMMARY, Summary},
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lcf_model::{
     Dit, pixels,
     rng::{Purpose, Rng},
     trained::Trained,
 };
 use lcf_store::{
-    Error, Result, cli, npy,
+    Error, Result, cli, npy, progress,
     stage::{self, Work},
 };
 use std::time::{Duration, Instant};
@@ -83,7 +82,7 @@ pub fn run(resolved: &Resolved, trained: &Trained, device: Device, batch_size: u
     let num = resolved.config.num;
     let mut writer = npy::Writer::<u8>::create(&work.path(IMAGES), &[num, shape[0], shape[1], shape[2]])?;
     let mut shown = Vec::new();
-    let bar = bar(num as u64);
+    let bar = progress::bar(num as u64, "sample", "images");
     let mut said = Instant::now();
     for start in (0..num).step_by(batch_size) {
         let n = batch_size.min(num - start);
@@ -117,14 +116,6 @@ fn refuse(broken: Broken, resolved: &Resolved, trained: &Trained) -> Error {
     let message = format!("weights {weights}: sample {index} is not finite after step {step} of {steps}");
     Error::bad(trained.artifact.dir(), message)
         .with_hint("take other weights (--set sample.weights=raw), or --set sample.precision=fp32")
-}
-
-/// A bar with the time left, drawn on a terminal only.
-fn bar(total: u64) -> ProgressBar {
-    let target = if cli::is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = "{wide_bar} {human_pos}/{human_len} images  {per_sec}  {eta} left";
-    let style = ProgressStyle::with_template(style).expect("a template of known fields");
-    ProgressBar::with_draw_target(Some(total), target).with_style(style)
 }
 
 #[cfg(test)]

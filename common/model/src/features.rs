@@ -5,6 +5,7 @@ use crate::Precision;
 use lcf_store::{Artifact, Error, Result, npy::Npy};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use tch::Tensor;
 
 /// Name of the file that describes the rest.
 pub const META: &str = "features.json";
@@ -48,6 +49,13 @@ impl Part {
 /// t in `[0, 1]` of a paper step T.
 pub fn time(timestep: u32) -> f64 {
     f64::from(timestep) / f64::from(LAST_TIMESTEP)
+}
+
+/// The first row of `[N, D]` that holds a number that is not finite.
+pub fn first_bad(features: &Tensor) -> Option<i64> {
+    let good = features.isfinite().all_dim(1, false);
+    let bad = Vec::<i64>::try_from(good.logical_not().nonzero().flatten(0, -1)).expect("a list of rows");
+    bad.first().copied()
 }
 
 /// `features.json`.
@@ -147,6 +155,7 @@ impl Features {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::{Device, Kind};
 
     #[test]
     fn names_sort_as_the_timesteps_do() {
@@ -154,5 +163,14 @@ mod tests {
         assert_eq!(Part::Test.file(1000), "test-T1000.npy");
         assert_eq!(Part::Test.labels_file(), "test-labels.npy");
         assert_eq!((time(0), time(20), time(1000)), (0.0, 0.02, 1.0));
+    }
+
+    #[test]
+    fn the_first_bad_row_is_found() {
+        let x = Tensor::zeros([4, 3], (Kind::Float, Device::Cpu));
+        assert_eq!(first_bad(&x), None);
+        let _ = x.get(2).fill_(f64::NAN);
+        let _ = x.get(3).fill_(f64::INFINITY);
+        assert_eq!(first_bad(&x), Some(2));
     }
 }

@@ -1,18 +1,13 @@
 //! Random numbers as a function of (seed, purpose, index): no state, so a resume, another batch size, another order or
 //! another number of processes draws the same numbers for the same sample.
 //!
-//! The generator is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): the
-//! stream of row i starts at a hash of (seed, purpose, i), and its element e is the hash of that start plus e times the
-//! golden gamma. It is written twice: on one `u64` here on the host, and as integer tensor operations, which run on
-//! whatever device the index tensor lies on. Integers agree exactly everywhere; normal numbers agree to the rounding of
+//! The generator is SplitMix64 ([`lcf_store::random`]): the stream of row i starts at a hash of (seed, purpose, i), and
+//! its element e is the hash of that start plus e times the golden gamma. It is written twice: on one `u64` on the host,
+//! and here as integer tensor operations, which run on whatever device the index tensor lies on. Integers agree exactly everywhere; normal numbers agree to the rounding of
 //! the device's logarithm and cosine.
 
+use lcf_store::random::{GAMMA, MIX1, MIX2, mix};
 use tch::{Device, Kind, Tensor};
-
-/// The increment of SplitMix64: 2^64 divided by the golden ratio, odd.
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-const MIX1: u64 = 0xbf58_476d_1ce4_e5b9;
-const MIX2: u64 = 0x94d0_49bb_1331_11eb;
 
 /// What a draw is for. Streams of different purposes are independent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,12 +34,6 @@ pub enum Purpose {
 #[derive(Clone, Copy, Debug)]
 pub struct Rng {
     base: u64,
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(MIX1);
-    z = (z ^ (z >> 27)).wrapping_mul(MIX2);
-    z ^ (z >> 31)
 }
 
 impl Rng {
@@ -126,14 +115,6 @@ mod tests {
 
     fn indices(values: &[i64]) -> Tensor {
         Tensor::from_slice(values)
-    }
-
-    /// The published SplitMix64 of seed 1234567: first outputs of the reference C program.
-    #[test]
-    fn the_mixer_is_splitmix64() {
-        let next = |n: u64| mix(1_234_567u64.wrapping_add(GAMMA.wrapping_mul(n)));
-        assert_eq!(next(1), 6_457_827_717_110_365_317);
-        assert_eq!(next(2), 3_203_168_211_198_807_973);
     }
 
     #[test]

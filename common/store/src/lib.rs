@@ -1,5 +1,5 @@
 //! What every stage shares and that needs no libtorch: verified artifacts and their keys, configuration files, the
-//! command line's common part, `.npy` arrays and the dataset built of them.
+//! command line's common part, `.npy` arrays and the dataset built of them, and the hash behind random numbers.
 //!
 //! A stage is a function from artifacts and one section of a config to one artifact:
 //!
@@ -30,8 +30,11 @@ pub mod digest;
 pub mod error;
 pub mod fetch;
 pub mod npy;
+pub mod progress;
 pub mod provenance;
+pub mod random;
 pub mod stage;
+pub mod subset;
 
 pub use artifact::Artifact;
 pub use error::{Error, Result};
