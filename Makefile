@@ -106,7 +106,7 @@ unit: deps
 
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
 python-test: $(RUN)/train.stamp
-	LCF_TRAIN=$(RUN)/train cargo test --release -p lcf-model --test golden interop
+	LCF_TRAIN=$(RUN)/train cargo test --release --workspace --test golden interop
 
 gc: build
 	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs

@@ -1,5 +1,6 @@
 //! The section `probe` of a config.
 
+use lcf_model::adamw::Hyper;
 use lcf_store::config::Section;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,13 @@ pub struct Config {
     pub weight_decay: f64,
     /// Seed of the order of the features.
     pub seed: u64,
+}
+
+impl Config {
+    /// AdamW's constants; betas and eps are PyTorch's defaults.
+    pub fn hyper(&self) -> Hyper {
+        Hyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: self.weight_decay }
+    }
 }
 
 impl Section for Config {

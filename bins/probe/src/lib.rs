@@ -1,6 +1,5 @@
 //! lcf-probe: linear probes (Table 3 of the paper), all timesteps at once.
 
-pub mod adamw;
 pub mod config;
 pub mod data;
 pub mod linear;

@@ -2,11 +2,13 @@
 
 use crate::{
     Config,
-    adamw::AdamW,
     data::{Data, Standardise},
     linear::Probes,
 };
-use lcf_model::rng::{Purpose, Rng};
+use lcf_model::{
+    adamw::AdamW,
+    rng::{Purpose, Rng},
+};
 use lcf_store::progress;
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +30,7 @@ pub fn train(config: &Config, data: &Data, classes: i64, device: Device) -> Trai
     let batch = i64::from(config.batch);
     let standardise = Standardise::of(&data.x, device);
     let mut probes = Probes::new(2 * timesteps, width, classes, device);
-    let mut adamw = AdamW::new(&probes.params, config.lr, config.weight_decay);
+    let mut adamw = AdamW::new(config.hyper(), &probes.params);
     let one_hot = data.labels.one_hot(classes).to_kind(Kind::Float);
     let rng = Rng::new(config.seed, Purpose::Probe);
     let bar = progress::bar(config.epochs * (count as u64).div_ceil(batch as u64), "probe", "steps");
@@ -38,7 +40,7 @@ pub fn train(config: &Config, data: &Data, classes: i64, device: Device) -> Trai
             let rows = order.narrow(0, start, batch.min(count - start));
             let x = standardise.both(&data.x.index_select(1, &rows).to_device(device));
             probes.fill_gradient(&x, &one_hot.index_select(0, &rows).to_device(device));
-            adamw.step(&mut probes.params, &probes.gradient);
+            adamw.update(&mut probes.params, &probes.gradient, config.lr);
             bar.inc(1);
         }
     }

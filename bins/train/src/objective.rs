@@ -92,7 +92,11 @@ fn contrast_low(dit: &Dit, batch: &Batch, tokens: &Tensor, t_min: f64, options: 
 mod tests {
     use super::*;
     use crate::config::tests::small;
-    use lcf_model::{Params, config::Input};
+    use lcf_model::{
+        Params,
+        config::Input,
+        rng::{Purpose, Rng},
+    };
     use tch::Device;
 
     const INPUT: Input = Input { channels: 1, side: 4 };
@@ -101,15 +105,22 @@ mod tests {
         let mut config = small(objective);
         edit(&mut config);
         let config = config.resolved();
-        tch::manual_seed(1);
-        let params = Params::init(&config.model, &INPUT, 0, Device::Cpu);
+        // Not libtorch's generator: tests of one process share it.
+        let normal = |purpose, rows: i64, n: i64| {
+            Rng::new(1, purpose).normal(&Tensor::arange(rows, (Kind::Int64, Device::Cpu)), n)
+        };
+        let mut params = Params::init(&config.model, &INPUT, 0, Device::Cpu);
         // Every layer speaks, the zero ones too.
-        let _ = params.flat.shallow_clone().g_add_(&(params.flat.randn_like() * 0.1));
+        params.flat += normal(Purpose::Init, 1, params.layout.len).squeeze_dim(0) * 0.1;
         let dit = Dit::frozen(config.model, INPUT, config.precision, &params);
         let n = times.len() as i64;
-        let make = || Tensor::randn([n, 1, 4, 4], (Kind::Float, Device::Cpu));
+        let image = |purpose| normal(purpose, n, 16).view([n, 1, 4, 4]);
         let low = times.iter().filter(|&&t| t < 0.3).count() as i64;
-        (dit, Batch { x0: make(), eps: make(), t: Tensor::from_slice(times), low }, config)
+        (
+            dit,
+            Batch { x0: image(Purpose::Sample), eps: image(Purpose::Noise), t: Tensor::from_slice(times), low },
+            config,
+        )
     }
 
     fn values(objective: &str, times: &[f32]) -> (f64, usize, bool) {

@@ -1,5 +1,7 @@
-//! AdamW, gradient clipping and the exponential moving average, each over the whole model as one flat fp32 tensor.
+//! Table 2's training: learning rate, gradient clipping and the exponential moving average. AdamW itself is in
+//! [`lcf_model::adamw`].
 
+use lcf_model::adamw::Hyper;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -34,6 +36,14 @@ pub struct EmaConfig {
     pub ramp: bool,
 }
 
+impl OptimConfig {
+    /// What AdamW takes of it.
+    pub fn hyper(&self) -> Hyper {
+        let Self { beta1, beta2, eps, weight_decay, .. } = *self;
+        Hyper { beta1, beta2, eps, weight_decay }
+    }
+}
+
 impl EmaConfig {
     /// Decay at update `k`, counted from 1.
     pub fn decay_at(&self, k: u64) -> f64 {
@@ -46,40 +56,6 @@ impl EmaConfig {
 pub fn learning_rate(config: &OptimConfig, step: u64, steps_per_epoch: u64) -> f64 {
     let warmup = config.warmup_epochs * steps_per_epoch as f64;
     config.lr * ((step + 1) as f64 / warmup.max(1.0)).min(1.0)
-}
-
-/// Decoupled weight decay (Loshchilov and Hutter 2019), in the order of operations of `torch.optim.AdamW`.
-#[derive(Debug)]
-pub struct AdamW {
-    config: OptimConfig,
-    /// First moment, fp32 `[len]`.
-    pub first: Tensor,
-    /// Second moment, fp32 `[len]`.
-    pub second: Tensor,
-    /// Updates made.
-    pub updates: u64,
-}
-
-impl AdamW {
-    /// Moments of zero for a parameter vector like `flat`.
-    pub fn new(config: OptimConfig, flat: &Tensor) -> Self {
-        Self { config, first: flat.zeros_like(), second: flat.zeros_like(), updates: 0 }
-    }
-
-    /// One update of `flat` in place with `gradient`, both fp32 `[len]`.
-    pub fn update(&mut self, flat: &mut Tensor, gradient: &Tensor, lr: f64) {
-        let OptimConfig { weight_decay, beta1, beta2, eps, .. } = self.config;
-        self.updates += 1;
-        let k = self.updates as i32;
-        let (correction1, correction2) = (1.0 - beta1.powi(k), 1.0 - beta2.powi(k));
-        let _ = flat.g_mul_scalar_(1.0 - lr * weight_decay);
-        let _ = self.first.lerp_(gradient, 1.0 - beta1);
-        let _ = self.second.g_mul_scalar_(beta2);
-        let _ = self.second.g_add_(&(gradient.square() * (1.0 - beta2)));
-        let mut update = self.second.sqrt();
-        let _ = update.g_div_scalar_(correction2.sqrt()).g_add_scalar_(eps).reciprocal_().g_mul_(&self.first);
-        let _ = flat.g_add_(&(update * (-lr / correction1)));
-    }
 }
 
 /// The norm of `gradient`, as a scalar tensor.
@@ -103,15 +79,6 @@ mod tests {
 
     const CONFIG: OptimConfig =
         OptimConfig { lr: 0.1, warmup_epochs: 2.0, weight_decay: 0.5, beta1: 0.9, beta2: 0.99, eps: 0.0, clip: 1.0 };
-
-    #[test]
-    fn the_first_update_is_the_sign_of_the_gradient_plus_decay() {
-        let mut flat = Tensor::from_slice(&[1.0f32, -2.0]);
-        let mut optim = AdamW::new(CONFIG, &flat);
-        optim.update(&mut flat, &Tensor::from_slice(&[3.0f32, -0.001]), 0.1);
-        let expected = Tensor::from_slice(&[1.0f32 * 0.95 - 0.1, -2.0 * 0.95 + 0.1]);
-        assert!((flat - expected).abs().max().double_value(&[]) < 1e-6);
-    }
 
     #[test]
     fn warm_up_is_linear_and_then_over() {

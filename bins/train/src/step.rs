@@ -4,9 +4,9 @@ use crate::{
     batch::{Batch, Sampler, time_bin},
     config::TrainConfig,
     objective::{Losses, losses},
-    optim::{AdamW, clip, ema, learning_rate, norm},
+    optim::{clip, ema, learning_rate, norm},
 };
-use lcf_model::{Dit, Params, config::Input};
+use lcf_model::{Dit, Params, adamw::AdamW, config::Input};
 use tch::{Kind, Tensor};
 
 /// Bins of t in the report.
@@ -73,7 +73,7 @@ impl Trainer {
             leaves,
             compute,
             average: params.flat.copy(),
-            optim: AdamW::new(config.optim, &params.flat),
+            optim: AdamW::new(config.optim.hyper(), &params.flat),
             params,
             config: config.clone(),
         }

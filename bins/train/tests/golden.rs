@@ -5,14 +5,14 @@
 mod compare;
 
 use compare::{Golden, assert_same, clearly_differ};
-use lcf_model::{Dit, ModelConfig, Precision, config::Input, params::Layout};
+use lcf_model::{Dit, ModelConfig, Precision, adamw::AdamW, config::Input, params::Layout};
 use lcf_train::{
     TrainConfig,
     batch::Batch,
     contrast::{ContrastConfig, Denominator, Norm, Pool, Positive, contrast, pool},
     flow::{Reduction, flow_loss},
     objective::losses,
-    optim::{AdamW, OptimConfig, clip, ema, norm},
+    optim::{OptimConfig, clip, ema, norm},
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -170,7 +170,7 @@ struct State {
 
 impl State {
     fn new(start: &Tensor) -> Self {
-        Self { flat: start.copy(), average: start.copy(), optim: AdamW::new(OPTIM, start) }
+        Self { flat: start.copy(), average: start.copy(), optim: AdamW::new(OPTIM.hyper(), start) }
     }
 
     /// Clips, updates, averages. Returns the norm before clipping.
