@@ -6,6 +6,7 @@ CFG     ?= pipelines/$(P).json
 DEVICE  ?= auto
 SET     ?=
 CIFAR10 ?=
+TINY    ?=
 SCALE   ?=
 ifndef CUDA
 CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
@@ -52,6 +53,7 @@ make TARGET [VARIABLE=VALUE]...
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
+  TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
   CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
   LIBTORCH=DIR   use this libtorch 2.11.0 and install none

@@ -51,7 +51,8 @@ $(RUN)/sample.stamp:  $(RUN)/train.stamp
 $(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp
 
 on = --device $(DEVICE)
-$(RUN)/prepare.stamp: FLAGS = $(if $(and $(CIFAR10),$(filter cifar10%,$(P))),--data $(CIFAR10))
+$(RUN)/prepare.stamp: FLAGS = $(if $(and $(CIFAR10),$(filter cifar10%,$(P))),--data $(CIFAR10)) \
+    $(if $(and $(TINY),$(filter tiny%,$(P))),--data $(TINY))
 $(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
 $(RUN)/extract.stamp: FLAGS = --model $(RUN)/train --data $(RUN)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)

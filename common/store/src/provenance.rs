@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     env,
     process::Command,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// See the module. Filled by [`Provenance::start`] and [`Provenance::finish`].
@@ -25,6 +25,8 @@ pub struct Provenance {
     pub started: u64,
     /// Wall-clock seconds of the build.
     pub seconds: f64,
+    #[serde(skip)]
+    clock: Option<Instant>,
 }
 
 impl Provenance {
@@ -35,20 +37,17 @@ impl Provenance {
             argv: env::args().collect(),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             device: "cpu".into(),
-            started: since_1970().as_secs(),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            clock: Some(Instant::now()),
             ..Self::default()
         }
     }
 
     /// Notes how long the build took.
     pub fn finish(&mut self) {
-        let seconds = since_1970().as_secs_f64() - self.started as f64;
-        self.seconds = (seconds.max(0.0) * 10.0).round() / 10.0;
+        let seconds = self.clock.map_or(0.0, |clock| clock.elapsed().as_secs_f64());
+        self.seconds = (seconds * 100.0).round() / 100.0;
     }
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn revision() -> String {

@@ -15,6 +15,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::Write,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -104,16 +105,22 @@ fn published(target: &Path, key: &str) -> Result<Option<Artifact>> {
 /// Takes the lock of one key. The operating system frees it when the process ends, however it ends.
 fn lock(parent: &Path, key12: &str) -> Result<File> {
     let path = parent.join(format!(".lock-{key12}"));
-    let file = File::create(&path).map_err(Error::io(&path, "create"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            eprintln!("another process is building {}; waiting for it", parent.join(key12).display());
-            file.lock().map_err(Error::io(&path, "lock"))?;
+    loop {
+        let file = File::create(&path).map_err(Error::io(&path, "create"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("another process is building {}; waiting for it", parent.join(key12).display());
+                file.lock().map_err(Error::io(&path, "lock"))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&path, "lock")(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(Error::io(&path, "lock")(error)),
+        // `lcf-artifact gc` removes lock files that nobody holds. A lock on a file that is gone keeps nobody out.
+        let ours = file.metadata().map_err(Error::io(&path, "stat"))?;
+        if fs::metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(file);
+        }
     }
-    Ok(file)
 }
 
 /// A build under way: a private directory beside its final place, and the lock on its key.
@@ -368,6 +375,21 @@ mod tests {
         let error = Artifact::open(artifact.dir(), "train").unwrap_err().to_string();
         assert!(error.ends_with("found an artifact of stage demo, expected train"), "{error}");
         assert!(Artifact::read(dir.path()).unwrap_err().to_string().contains("no artifact here"));
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_while_it_was_waited_for_is_taken_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock-key");
+        let held = lock(dir.path(), "key").unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(dir.path(), "key").unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            fs::remove_file(&path).unwrap();
+            drop(held);
+            let taken = waiting.join().unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().ino(), taken.metadata().unwrap().ino());
+        });
     }
 
     #[test]
