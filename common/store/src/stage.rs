@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, TryLockError},
     io::Write,
     os::unix::fs::MetadataExt,
@@ -67,7 +67,8 @@ impl Plan {
     /// Finds the artifact or locks a work directory for building it. Waits while another process builds the same key.
     ///
     /// The work directory is what an interrupted build of the same key left, so that training can resume; a stage that
-    /// cannot resume calls [`Work::clear`].
+    /// cannot resume calls [`Work::clear`]. One that was interrupted after its manifest was written is complete, and is
+    /// published here.
     ///
     /// # Errors
     /// A published artifact that no longer verifies, or a store that cannot be written.
@@ -77,6 +78,12 @@ impl Plan {
         let key = self.key();
         let target = parent.join(&key[..12]);
         if let Some(artifact) = published(&target, &key)? {
+            // A crash left them, or whoever has just published it is about to remove them and holds the lock.
+            if scratch(&target).is_ok_and(|found| !found.is_empty())
+                && let Ok(_lock) = lock(&parent, &key[..12])
+            {
+                drop_scratch(&target);
+            }
             return Ok(Begin::UpToDate(artifact));
         }
         let lock = lock(&parent, &key[..12])?;
@@ -85,8 +92,49 @@ impl Plan {
             return Ok(Begin::UpToDate(artifact));
         }
         let dir = parent.join(format!(".work-{}", &key[..12]));
+        match published(&dir, &key) {
+            Ok(Some(_)) => return Ok(Begin::UpToDate(promote(&dir, &target)?)),
+            Ok(None) => {}
+            // Its files were written to after the manifest: what it says is not so, but a checkpoint is still good.
+            Err(_) => remove_manifest(&dir)?,
+        }
         fs::create_dir_all(&dir).map_err(Error::io(&dir, "create"))?;
         Ok(Begin::Build(Work { plan: self, key, dir, target, logs: Vec::new(), provenance: Provenance::start(), lock }))
+    }
+}
+
+/// Renames a complete build into place and then removes its scratch files, which until then are what a crash leaves to
+/// go on from. The lock on its key is held.
+fn promote(dir: &Path, target: &Path) -> Result<Artifact> {
+    if target.exists() {
+        // No manifest was there when the lock was taken, so this is the rest of a deletion.
+        fs::remove_dir_all(target).map_err(Error::io(target, "remove"))?;
+    }
+    fs::rename(dir, target).map_err(Error::io(target, "publish"))?;
+    sync_dir(target.parent().expect("a target lies in its stage's directory"))?;
+    drop_scratch(target);
+    Artifact::read(target)
+}
+
+fn remove_manifest(dir: &Path) -> Result<()> {
+    let path = dir.join(MANIFEST);
+    fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+    sync_dir(dir)
+}
+
+/// The scratch files in `dir`.
+fn scratch(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let names = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    let is_scratch = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(SCRATCH_PREFIX));
+    Ok(names.collect::<std::io::Result<Vec<_>>>()?.into_iter().filter(is_scratch).collect())
+}
+
+/// Removes the scratch files of a published artifact. No manifest names them, so one that stays does no harm, and the
+/// next build of the key tries again.
+fn drop_scratch(dir: &Path) {
+    for path in scratch(dir).unwrap_or_default() {
+        let is_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        let _ = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
     }
 }
 
@@ -170,14 +218,25 @@ impl Work {
         &mut self.provenance
     }
 
-    /// Hashes and syncs every file, writes the manifest last, and renames the directory into place.
+    /// Hashes and syncs every file, writes the manifest last, renames the directory into place, and then removes what
+    /// is private to the stage.
     ///
     /// # Errors
     /// [`Error::Io`]; nothing is published then.
     pub fn publish(mut self) -> Result<Artifact> {
+        self.seal()?;
+        let artifact = promote(&self.dir, &self.target)?;
+        drop(self.lock);
+        Ok(artifact)
+    }
+
+    /// Makes the work directory an artifact in all but place.
+    fn seal(&mut self) -> Result<()> {
         let mut names = Vec::new();
         list(&self.dir, "", &mut names)?;
         names.sort();
+        let dirs: BTreeSet<&Path> = names.iter().flat_map(|name| Path::new(name).ancestors().skip(1)).collect();
+        dirs.into_iter().try_for_each(|inside| sync_dir(&self.dir.join(inside)))?;
         let outputs: Result<Vec<Output>> = names
             .into_par_iter()
             .map(|path| {
@@ -200,31 +259,7 @@ impl Work {
             outputs,
             provenance: self.provenance.clone(),
         };
-        self.drop_scratch()?;
-        write_atomic(&self.dir.join(MANIFEST), &pretty(&manifest))?;
-        if self.target.exists() {
-            // No manifest was there when the lock was taken, so this is the rest of a deletion.
-            fs::remove_dir_all(&self.target).map_err(Error::io(&self.target, "remove"))?;
-        }
-        sync_dir(&self.dir)?;
-        fs::rename(&self.dir, &self.target).map_err(Error::io(&self.target, "publish"))?;
-        sync_dir(self.target.parent().expect("a target lies in its stage's directory"))?;
-        let artifact = Artifact::read(&self.target)?;
-        drop(self.lock);
-        Ok(artifact)
-    }
-
-    fn drop_scratch(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir, "list"))? {
-            let entry = entry.map_err(Error::io(&self.dir, "list"))?;
-            if entry.file_name().to_string_lossy().starts_with(SCRATCH_PREFIX) {
-                let path = entry.path();
-                let is_dir = entry.file_type().map_err(Error::io(&path, "stat"))?.is_dir();
-                let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(Error::io(&path, "remove"))?;
-            }
-        }
-        Ok(())
+        write_atomic(&self.dir.join(MANIFEST), &pretty(&manifest))
     }
 }
 
@@ -252,12 +287,13 @@ pub fn pretty(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-/// Writes a file so that a crash leaves the old content or the new one, never a part.
+/// Writes a file so that a crash leaves the old content or the new one, and of a part at most a scratch file.
 ///
 /// # Errors
 /// [`Error::Io`] when a step fails; the old content is still there then.
 pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!("{SCRATCH_PREFIX}{name}.part"));
     let mut file = File::create(&part).map_err(Error::io(&part, "create"))?;
     file.write_all(content).map_err(Error::io(&part, "write"))?;
     file.sync_all().map_err(Error::io(&part, "sync"))?;
@@ -290,17 +326,24 @@ mod tests {
         StageArgs { store: store.to_owned(), ..StageArgs::default() }
     }
 
+    fn begin(store: &Path) -> Begin {
+        Plan::new("demo", 1, &CONFIG).begin(&args(store)).unwrap()
+    }
+
     fn build(store: &Path) -> Artifact {
-        let Begin::Build(mut work) = Plan::new("demo", 1, &CONFIG).begin(&args(store)).unwrap() else {
-            panic!("expected a build")
-        };
+        filled(store).publish().unwrap()
+    }
+
+    /// A build that has all its files.
+    fn filled(store: &Path) -> Work {
+        let Begin::Build(mut work) = begin(store) else { panic!("expected a build") };
         fs::write(work.path("a.txt"), "alpha").unwrap();
         fs::create_dir(work.path("sub")).unwrap();
         fs::write(work.path("sub/b.txt"), "beta").unwrap();
         fs::write(work.path("timing.csv"), format!("{:?}", std::time::Instant::now())).unwrap();
         fs::write(work.path(".checkpoint"), "private").unwrap();
         work.log("timing.csv");
-        work.publish().unwrap()
+        work
     }
 
     /// Changing this literal orphans every artifact users have: bump a stage's version instead.
@@ -390,6 +433,62 @@ mod tests {
             let taken = waiting.join().unwrap();
             assert_eq!(fs::metadata(&path).unwrap().ino(), taken.metadata().unwrap().ino());
         });
+    }
+
+    #[test]
+    fn a_crash_after_the_manifest_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut work = filled(dir.path());
+        work.seal().unwrap();
+        assert!(work.path(".checkpoint").exists(), "until it is published");
+        // The rest of a deletion is in the way.
+        fs::create_dir(&work.target).unwrap();
+        fs::write(work.target.join("rest"), "").unwrap();
+        let (from, to) = (work.dir.clone(), work.target.clone());
+        drop(work);
+        let Begin::UpToDate(artifact) = begin(dir.path()) else { panic!("expected the artifact") };
+        assert_eq!(artifact.dir(), fs::canonicalize(&to).unwrap());
+        assert!(artifact.verify().is_ok() && !from.exists());
+        assert!(!to.join(".checkpoint").exists() && !to.join("rest").exists());
+    }
+
+    #[test]
+    fn a_crash_after_the_manifest_whose_files_are_wrong_goes_on_from_the_scratch_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut work = filled(dir.path());
+        work.seal().unwrap();
+        fs::write(work.path("sub/b.txt"), "").unwrap();
+        drop(work);
+        let Begin::Build(work) = begin(dir.path()) else { panic!("expected a build") };
+        assert!(work.path(".checkpoint").exists() && !work.path(MANIFEST).exists());
+        work.clear().unwrap();
+        drop(work);
+        assert!(build(dir.path()).verify().is_ok());
+    }
+
+    #[test]
+    fn scratch_files_that_a_crash_left_in_an_artifact_go_when_it_is_next_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifact = build(dir.path());
+        fs::create_dir(artifact.dir().join(".cache")).unwrap();
+        fs::write(artifact.dir().join(".cache/x"), "").unwrap();
+        fs::write(artifact.dir().join(".checkpoint"), "private").unwrap();
+        assert!(artifact.verify().is_ok());
+        assert!(matches!(begin(dir.path()), Begin::UpToDate(_)));
+        assert!(scratch(artifact.dir()).unwrap().is_empty());
+        assert!(artifact.dir().join("sub/b.txt").exists());
+    }
+
+    #[test]
+    fn half_of_a_file_is_never_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = filled(dir.path());
+        // What a crash inside of `write_atomic` leaves.
+        fs::create_dir(work.path("a.json")).unwrap();
+        assert!(write_atomic(&work.path("a.json"), b"{}").is_err());
+        assert!(work.path(".a.json.part").exists());
+        fs::remove_dir(work.path("a.json")).unwrap();
+        assert_eq!(work.publish().unwrap().manifest().outputs.len(), 3);
     }
 
     #[test]
