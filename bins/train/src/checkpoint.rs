@@ -57,10 +57,13 @@ pub fn save(dir: &Path, trainer: &Trainer, progress: Progress) -> Result<()> {
 /// Restores the checkpoint in `dir`, if there is one.
 ///
 /// # Errors
-/// [`Error::Bad`] when it is damaged, with the command that starts over.
+/// [`Error::Bad`] when it is damaged, with the command that starts over; [`Error::Io`] when it cannot be read.
 pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<Option<Progress>> {
     let path = dir.join(POINTER);
-    let Ok(text) = fs::read(&path) else { return Ok(None) };
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(Error::io(&path, "read"))?,
+    };
     let start_over = |error: Error| error.with_hint(format!("rm -r {} to start this training over", dir.display()));
     let pointer: Pointer =
         serde_json::from_slice(&text).map_err(|e| start_over(Error::bad(&path, format!("not a checkpoint: {e}"))))?;
@@ -145,6 +148,15 @@ mod tests {
         save(dir.path(), &trainer(), progress(2)).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         assert_eq!(restore(dir.path(), &mut trainer()).unwrap(), Some(progress(2)));
+    }
+
+    /// Whoever takes it for none starts over and clears the directory.
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_not_a_fresh_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(POINTER)).unwrap();
+        let error = restore(dir.path(), &mut trainer()).unwrap_err();
+        assert!(matches!(error, Error::Io { action: "read", .. }), "{error}");
     }
 
     #[test]

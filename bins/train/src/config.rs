@@ -81,7 +81,7 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// Drops what the objective does not use, so that it is not part of the key.
+    /// Drops what the objective does not use, and the order of the snapshots, so that they are not part of the key.
     #[must_use]
     pub fn resolved(mut self) -> Self {
         if !self.objective.contrasts() {
@@ -91,6 +91,8 @@ impl TrainConfig {
             self.t_min = None;
         }
         self.snapshots.retain(|&epoch| epoch <= self.epochs);
+        self.snapshots.sort_unstable();
+        self.snapshots.dedup();
         self
     }
 
@@ -213,6 +215,8 @@ pub(crate) mod tests {
         assert!(small("fm_truncated").resolved().t_min.is_some());
         let late = TrainConfig { snapshots: vec![1, 3], ..small("fm") };
         assert_eq!(late.resolved().snapshots, [1]);
+        let twice = TrainConfig { snapshots: vec![2, 1, 2], ..small("fm") };
+        assert_eq!(twice.resolved().snapshots, [1, 2]);
         assert_eq!(small("fm_contrastive").velocity_from(), 0.0);
         assert_eq!(small("lcf").velocity_from(), 0.3);
     }

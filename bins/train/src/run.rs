@@ -80,12 +80,11 @@ pub fn train(
     run.finish(dataset)
 }
 
-/// A flag that SIGTERM and SIGINT raise. A second one ends the process at once.
+/// A flag that SIGTERM and SIGINT raise. More of them change nothing: one that is sent to a process group comes twice
+/// where make passes it on, and the checkpoint must be written all the same.
 fn signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // The order matters: the shutdown sees the flag as it was before this signal.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone()).context("cannot handle signals")?;
         signal_hook::flag::register(signal, flag.clone()).context("cannot handle signals")?;
     }
     Ok(flag)
@@ -124,12 +123,14 @@ impl Run<'_> {
             window.add(&report);
             self.end_of_epoch()?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
-            if window.steps() == self.pace.log_steps || self.progress.step == self.total() {
+            let stopping = stop.load(Ordering::Relaxed);
+            let row_is_due = window.steps() == self.pace.log_steps || self.progress.step == self.total();
+            // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
+            if row_is_due || stopping {
                 let row = window.row(self.progress.step, self.epoch(), self.config.batch);
                 metrics::append(&self.work.path(metrics::FILE), &row)?;
                 window = Window::new();
             }
-            let stopping = stop.load(Ordering::Relaxed);
             if stopping || self.checkpoint_is_due() {
                 checkpoint::save(self.work.dir(), &self.trainer, self.progress)?;
                 self.saved = Instant::now();

@@ -133,14 +133,15 @@ fn stopped_at_any_moment_it_goes_on_bit_for_bit() {
     }
 }
 
+/// The work directory of the training under way.
+fn work_dir(stage: &Path) -> Option<PathBuf> {
+    let mut entries = fs::read_dir(stage).ok()?.flatten();
+    entries.find(|e| e.file_name().to_string_lossy().starts_with(".work-")).map(|e| e.path())
+}
+
 fn wait_for_checkpoint(stage: &Path) {
     let start = Instant::now();
-    let found = || {
-        let work =
-            fs::read_dir(stage).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".work-"))?;
-        work.path().join(".checkpoint.json").exists().then_some(())
-    };
-    while found().is_none() {
+    while !work_dir(stage).is_some_and(|work| work.join(".checkpoint.json").exists()) {
         assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint after two minutes");
         sleep(Duration::from_millis(2));
     }
@@ -157,6 +158,31 @@ fn a_termination_says_where_it_stopped() {
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
     assert!(text.contains("stopped by a signal after step") && text.contains("hint: run the same command"), "{text}");
+}
+
+/// Make passes a signal on that was sent to its whole process group, so that one comes twice.
+#[test]
+fn many_signals_are_as_good_as_one_and_the_last_steps_have_their_row() {
+    let bench = Bench::new();
+    let more = ["--set", "train.epochs=100000", "--checkpoint-steps", "3", "--log-steps", "1000000"];
+    for (store, signal) in [("terminated", "-TERM"), ("interrupted", "-INT")] {
+        let mut child = bench.command(store, &more).stderr(Stdio::piped()).spawn().unwrap();
+        let stage = bench.dir.path().join(store).join("train");
+        wait_for_checkpoint(&stage);
+        while child.try_wait().unwrap().is_none() {
+            Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let step = text.split("stopped by a signal after step ").nth(1).and_then(|rest| rest.split(';').next());
+        let step = step.unwrap_or_else(|| panic!("no step in {text}"));
+        let work = work_dir(&stage).unwrap();
+        assert!(work.join(format!(".checkpoint-{step}.safetensors")).exists(), "{signal}: {text}");
+        let metrics = fs::read_to_string(work.join("metrics.csv")).unwrap();
+        assert_eq!(metrics.lines().count(), 2, "{metrics}");
+        assert!(metrics.lines().nth(1).unwrap().starts_with(&format!("{step},")), "{metrics}");
+    }
 }
 
 #[test]
