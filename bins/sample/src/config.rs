@@ -46,7 +46,7 @@ impl Section for Config {
 /// A config and the ending that the model leads to: what the manifest holds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Resolved {
-    /// As it was given.
+    /// As it was given, but `through_t0` is false where the velocity was trained to t = 0 and it asks for nothing.
     #[serde(flatten)]
     pub config: Config,
     /// The ODE is integrated from t = 1 to here. Above 0, one step x_0 = x - t v follows.
@@ -58,7 +58,8 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Usage`] when there are too few steps for it.
-    pub fn resolve(self, velocity_from: f64) -> Result<Resolved> {
+    pub fn resolve(mut self, velocity_from: f64) -> Result<Resolved> {
+        self.through_t0 &= velocity_from > 0.0;
         let t_stop = if self.through_t0 { 0.0 } else { velocity_from };
         if t_stop > 0.0 && self.steps < 2 {
             let message = format!(
@@ -111,6 +112,7 @@ mod tests {
         assert_eq!(ending(&config, 0.0), (0.0, 10));
         assert_eq!(ending(&config, 0.02), (0.02, 9));
         assert_eq!(ending(&through, 0.02), (0.0, 10));
+        assert_eq!(through.clone().resolve(0.0).unwrap(), config.clone().resolve(0.0).unwrap());
         let one = Config { steps: 1, ..config };
         assert!(one.clone().resolve(0.0).is_ok());
         assert!(one.resolve(0.02).unwrap_err().to_string().starts_with("sample.steps: 1, but"));
