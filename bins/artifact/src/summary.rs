@@ -183,13 +183,14 @@ fn fid_line(fid: &Value) -> String {
     .flatten()
     .collect();
     let line = format!("FID {} ({})", value(fid), parts.join(", "));
-    match fid.get("floor").filter(|floor| floor.is_object()) {
-        Some(floor) => {
-            let n = floor.get("n").and_then(plain).map(|n| format!(" of {n}")).unwrap_or_default();
-            format!("{line}\nfloor: FID {}{n} training images against the same reference", value(floor))
-        }
-        None => line,
+    let Some(floor) = fid.get("floor").filter(|floor| floor.is_object()) else { return line };
+    if floor.get("fid").is_none_or(Value::is_null) {
+        let reason = floor.get("reason").and_then(plain).unwrap_or("not measured".into());
+        return format!("{line}\nfloor: none, {reason}");
     }
+    let images: String =
+        [floor.get("n"), fid.get("split")].into_iter().flatten().filter_map(plain).map(|part| part + " ").collect();
+    format!("{line}\nfloor: FID {} of {images}images against the same reference", value(floor))
 }
 
 /// A string or number as people write it.
@@ -221,9 +222,13 @@ mod tests {
         assert_eq!(
             fid_line(&fid),
             "FID 12.346 (64 samples, against 128 train images, tf1 resize, ema weights, euler 20 steps, NFE 20, seed 1)\n\
-             floor: FID 9.870 of 64 training images against the same reference"
+             floor: FID 9.870 of 64 train images against the same reference"
         );
         assert_eq!(fid_line(&json!({ "fid": 1.0, "floor": null })), "FID 1.000 ()");
+        let none = json!({ "fid": 1.0, "split": "test", "floor": { "fid": null, "n": 64, "reason": "too few" } });
+        assert_eq!(fid_line(&none), "FID 1.000 ()\nfloor: none, too few");
+        let test = json!({ "fid": 1.0, "split": "test", "floor": { "fid": 2.0, "n": 64 } });
+        assert!(fid_line(&test).ends_with("\nfloor: FID 2.000 of 64 test images against the same reference"));
         let train = json!({ "objective": "fm", "parameters": 10, "final_loss": 0.5 });
         assert_eq!(headline(&train), "fm, 10 parameters, final loss 0.5000");
     }
