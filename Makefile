@@ -7,6 +7,7 @@ DEVICE  ?= auto
 SET     ?=
 CIFAR10 ?=
 TINY    ?=
+RAW     ?=
 SCALE   ?=
 ifndef CUDA
 CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
@@ -46,7 +47,7 @@ make TARGET [VARIABLE=VALUE]...
   python-test  whether a PyTorch DiT loads the model of the run P; skipped where Python cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
   clean      forget the run P; its artifacts stay in the store until gc
-  distclean  remove everything built: target, .venv, all runs and artifacts; downloads stay
+  distclean  remove everything built: ./target, .venv, all runs and artifacts; downloads and CARGO_TARGET_DIR stay
 
   P=RUN          the run: pipelines/RUN.json [smoke]. There are
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
@@ -54,10 +55,11 @@ make TARGET [VARIABLE=VALUE]...
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
+  RAW=PATH       prepare any run from this path: --data of lcf-prepare [downloaded]
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
   CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
   LIBTORCH=DIR   use this libtorch 2.11.0 and install none
-  DATA=DIR       where artifacts and runs are kept [data]
+  DATA=DIR       where artifacts and runs are kept; no spaces in it [data]
   CFG=FILE       config of the run [pipelines/P.json]
 
 `make -n TARGET` says what would run and runs nothing.
@@ -78,13 +80,12 @@ smoke:
 	@$(MAKE) --no-print-directory all P=smoke DEVICE=cpu
 	@$(ARTIFACT) show $(DATA)/runs/smoke
 
-ifeq ($(SCALE),cpu)
-CIFAR10_RUNS := cifar10-cpu-fm cifar10-cpu-lcf
-else
-CIFAR10_RUNS := cifar10-fm cifar10-lcf
-endif
+CIFAR10_RUNS := $(if $(SCALE),cifar10-cpu-fm cifar10-cpu-lcf,cifar10-fm cifar10-lcf)
 
-ifeq ($(SCALE)$(CUDA),0)
+ifneq ($(SCALE),$(filter cpu,$(SCALE)))
+cifar10:
+	@echo "make: error: SCALE=$(SCALE): expected cpu, or nothing for the full size" >&2; exit 2
+else ifeq ($(SCALE)$(filter 1,$(CUDA)),)
 cifar10:
 	@cat pipelines/no-cuda.txt >&2; exit 1
 else
@@ -117,4 +118,4 @@ clean:
 	rm -rf $(RUN)
 
 distclean:
-	rm -rf $(TARGET) .venv $(STORE) $(DATA)/runs
+	rm -rf target .venv $(STORE) $(DATA)/runs

@@ -6,7 +6,7 @@ bin=${CARGO_TARGET_DIR:-target}/release
 stages="prepare train extract probe sample fid"
 data=${DATA:-data}
 # Nothing of the make that called this.
-unset MAKEFLAGS MAKELEVEL MFLAGS P SET CFG DATA DEVICE SCALE
+unset MAKEFLAGS MAKELEVEL MFLAGS P SET CFG DATA DEVICE SCALE RAW CIFAR10 TINY
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 [ -e "$data/runs/smoke/fid/manifest.json" ] || { echo "smoke-test: error: no smoke run in $data: run make smoke" >&2; exit 1; }
@@ -171,6 +171,33 @@ in_work() { [ -n "$(find "$1/artifacts" -path "*/train/.work-*/$2" 2>/dev/null)"
 interrupt KILL .checkpoint.json --checkpoint-steps 150
 # Rows of metrics.csv say that it is under way; the only checkpoint by then is the one that the signal makes.
 interrupt TERM metrics.csv
+
+# --- SIGTERM to make and all that it started at once, as timeout or a batch system sends it; make sends it on
+place group
+take group prepare
+group=$tmp/group
+setsid make --no-print-directory train P=smoke SET= DEVICE=cpu DATA="$group" CFG="$group/smoke.json" >"$tmp/log" 2>&1 &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! in_work "$group" metrics.csv; do sleep 0.05; done
+kill -TERM -- -$pid 2>/dev/null || true
+status=0
+{ wait $pid || status=$?; } 2>/dev/null
+[ $status != 0 ] && grep -q 'stopped by a signal' "$tmp/log" && in_work "$group" .checkpoint.json &&
+    ok "SIGTERM to a process group leaves a checkpoint" || bad "SIGTERM to a process group: exit $status" "$tmp/log"
+run group train && grep -q 'resuming at step [1-9]' "$tmp/out" &&
+    [ "$(digest "$group/runs/smoke/train")" = "$(digest "$data/runs/smoke/train")" ] &&
+    ok "and make goes on to the same weights" || bad "make does not go on to the same weights" "$tmp/out"
+
+# --- where raw images come from: another path enters prepare, which looks at it; the quotes are those of the shell
+raw="$tmp/it's not there"
+place raw
+take raw prepare
+run raw prepare
+for _ in 1 2; do
+    ! run raw prepare "RAW=$raw" && grep -q "^prepare: error: --data $raw: " "$tmp/out" &&
+        ok "RAW with a space and a quote reaches prepare" || bad "RAW with a space and a quote" "$tmp/out"
+    run raw prepare && [ -z "$(entered)" ] && ok "without it what is prepared is good" || bad "entered: $(entered)" "$tmp/out"
+done
 
 # --- two jobs at once
 place two
