@@ -93,12 +93,18 @@ pub fn run(args: &StageArgs, samples: &Path, data: &Path, compute: &ComputeArgs)
     let config: Config = args.section()?;
     let sampled = Artifact::open(samples, SAMPLE_STAGE)?;
     let real = read_dataset(data)?;
+    note_other_data(&sampled, &real)?;
     let plan = Plan::of(VERSION, &config)
         .input("samples", sampled.digest())
         .input("data", real.digest())
         .input("weights", SHA256);
     let artifact = match plan.begin(args)? {
-        Begin::UpToDate(artifact) => artifact,
+        Begin::UpToDate(artifact) => {
+            if let Some(reference) = reference::find(args, &config, real.digest()) {
+                link_reference(args, &reference)?;
+            }
+            artifact
+        }
         Begin::Build(work) => {
             work.clear()?;
             build(work, args, &config, &sampled, data, compute)?
@@ -135,7 +141,7 @@ fn build(
     let sample = sample_meta(sampled, images.len())?;
     let mut network = Lazy::new(compute, config.resize);
     let reference = Reference::open(args, config, data, &mut network)?;
-    link_reference(args, &reference)?;
+    link_reference(args, &reference.artifact)?;
     let network = network.get()?;
     let features = network.features(&images, "samples")?;
     let moments = Moments::of(&features, DIM, network.device())?;
@@ -166,9 +172,18 @@ fn build(
 
 /// Links the reference beside the result, as `reference`: it is no input by digest, since the result's key has to be
 /// known before the reference is built, so without a link `lcf-artifact gc` would collect it.
-fn link_reference(args: &StageArgs, reference: &Reference) -> Result<()> {
+fn link_reference(args: &StageArgs, reference: &Artifact) -> Result<()> {
     let link = args.link.as_ref().map(|link| link.with_file_name(reference::STAGE));
-    Ok(StageArgs { link, ..args.clone() }.link(&reference.artifact)?)
+    Ok(StageArgs { link, ..args.clone() }.link(reference)?)
+}
+
+/// Says so when the model behind the samples was trained on something else than the dataset they are held against.
+fn note_other_data(sampled: &Artifact, real: &Artifact) -> Result<()> {
+    let sample: Value = sampled.json(SAMPLE_META)?;
+    if sample["data"].as_str().is_some_and(|data| data != real.digest()) {
+        eprintln!("fid: note: these samples are of a model that was not trained on this dataset artifact");
+    }
+    Ok(())
 }
 
 /// `sample.json`, which has to speak of as many images as there are.

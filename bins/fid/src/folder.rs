@@ -1,15 +1,15 @@
 //! Folders of images: PNG, JPEG and WebP at any depth.
 
 use crate::images::Pixels;
-use image::ImageReader;
-use lcf_store::{Error, Result};
+use lcf_store::{
+    Error, Result,
+    decode::{self, EXTENSIONS, is_image_name},
+};
 use rayon::prelude::*;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-
-const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// Every image below `dir`, sorted by path. Names that start with a dot and links to directories are passed over.
 ///
@@ -35,16 +35,11 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
         if entry.file_type().map_err(Error::io(&path, "stat"))?.is_dir() {
             walk(&path, files)?;
-        } else if is_image(&path) && path.is_file() {
+        } else if is_image_name(&path.to_string_lossy()) && path.is_file() {
             files.push(path);
         }
     }
     Ok(())
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Decodes `files` in parallel to RGB, and joins neighbours of equal size.
@@ -52,7 +47,7 @@ fn is_image(path: &Path) -> bool {
 /// # Errors
 /// [`Error::Bad`] naming the first file, in order, that is no image.
 pub fn read(files: &[&Path]) -> Result<Vec<Pixels>> {
-    let decoded: Vec<Result<Pixels>> = files.par_iter().map(|path| decode(path)).collect();
+    let decoded: Vec<Result<Pixels>> = files.par_iter().map(|path| read_one(path)).collect();
     let mut runs: Vec<Pixels> = Vec::new();
     for pixels in decoded {
         let pixels = pixels?;
@@ -67,14 +62,11 @@ pub fn read(files: &[&Path]) -> Result<Vec<Pixels>> {
     Ok(runs)
 }
 
-/// The content decides the format, not the name. Transparency is dropped, as PIL's `convert("RGB")` does.
-fn decode(path: &Path) -> Result<Pixels> {
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let image = reader
-        .map_err(Error::io(path, "read"))?
-        .decode()
-        .map_err(|error| Error::bad(path, format!("not a readable image: {error}")))?
-        .into_rgb8();
+/// As prepare decodes them ([`decode::rgb`]).
+fn read_one(path: &Path) -> Result<Pixels> {
+    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+    let bad = |reason| Error::bad(path, format!("not a readable image: {reason}")).with_hint("repair or remove it");
+    let image = decode::rgb(&bytes).map_err(bad)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     Ok(Pixels { data: image.into_raw(), count: 1, channels: 3, height, width, planes: false })
 }
@@ -109,5 +101,15 @@ mod tests {
         fs::write(&path, "text").unwrap();
         let message = read(&[&path]).unwrap_err().to_string();
         assert!(message.contains("x.png: not a readable image"), "{message}");
+        // A decoder alone would fill the lower half with grey and say nothing.
+        let path = dir.path().join("half.jpg");
+        RgbImage::from_fn(64, 64, |x, y| Rgb([4 * x as u8, 4 * y as u8, (x * y) as u8])).save(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(read(&[&path]).unwrap()[0].height, 64);
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let error = read(&[&path]).unwrap_err();
+        let message = error.to_string();
+        assert!(message.ends_with("half.jpg: not a readable image: a JPEG that is cut off"), "{message}");
+        assert_eq!(error.hint().unwrap(), "repair or remove it");
     }
 }

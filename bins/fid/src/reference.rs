@@ -75,9 +75,7 @@ impl Reference {
     /// A split with fewer images than asked for, and whatever goes wrong on the way.
     pub fn open(args: &StageArgs, config: &Config, data: &Path, network: &mut Lazy) -> Result<Self> {
         let dataset = Dataset::open(data)?;
-        let key = Key { resize: config.resize, split: config.split, reference: config.reference };
-        let plan = Plan::new(STAGE, VERSION, &key).input("data", dataset.artifact.digest()).input("weights", SHA256);
-        match plan.begin(args)? {
+        match plan(config, dataset.artifact.digest()).begin(args)? {
             Begin::UpToDate(artifact) => Self::of(artifact),
             Begin::Build(work) => {
                 work.clear()?;
@@ -101,6 +99,19 @@ impl Reference {
     pub fn features(&self, indices: &[usize]) -> Vec<f32> {
         indices.iter().flat_map(|&i| self.features.rows(i, 1)).copied().collect()
     }
+}
+
+fn plan(config: &Config, data: &str) -> Plan {
+    let key = Key { resize: config.resize, split: config.split, reference: config.reference };
+    Plan::new(STAGE, VERSION, &key).input("data", data).input("weights", SHA256)
+}
+
+/// The reference that `config` asks for of the dataset with digest `data`, where the store has it. Its manifest alone is
+/// read.
+pub fn find(args: &StageArgs, config: &Config, data: &str) -> Option<Artifact> {
+    let key = plan(config, data).key();
+    let artifact = Artifact::read(&args.store.join(STAGE).join(&key[..12])).ok()?;
+    (artifact.manifest().key == key).then_some(artifact)
 }
 
 /// The network, loaded by the first one who asks.

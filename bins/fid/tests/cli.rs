@@ -14,6 +14,8 @@ fn fails(dir: &Path, args: &[&str], code: i32, parts: &[&str]) {
     }
 }
 
+const NOTE: &str = "fid: note: these samples are of a model that was not trained on this dataset artifact\n";
+
 fn compare(dir: &Path, real: &str, code: i32, parts: &[&str]) {
     let all = [&["fid: error: "], parts].concat();
     fails(dir, &["compare", "--real", real, "--fake", "good.npy"], code, &all);
@@ -58,6 +60,8 @@ fn images_that_are_none() {
     compare(dir, "bad.npz", 1, &["bad.npz: not a .npz file"]);
     fs::create_dir(dir.join("empty")).unwrap();
     compare(dir, "empty", 1, &["empty: found no image"]);
+    let hint = "hint: run it in the repository, or give --sources and --downloads";
+    compare(dir, "good.npy", 1, &["data/SOURCES.json: cannot read: No such file", hint]);
     let many = ["compare", "--real", "good.npy", "--fake", "good.npy", "--num", "4"];
     fails(dir, &many, 1, &["good.npy: found 3 images, expected at least the 4 of --num"]);
     let split = ["compare", "--real", "good.npy", "--fake", "good.npy", "--real-split", "test"];
@@ -70,7 +74,7 @@ fn images_that_are_none() {
 fn artifacts_of_the_wrong_kind() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let (data, sampled, other) = (dataset(&store, 4, 2), samples(&store, 3, 4), other(&store));
+    let (data, sampled, other) = (dataset(&store, 4, 2), samples(&store, 3, 4, "another"), other(&store));
     let at = |artifact: &lcf_store::Artifact| artifact.dir().to_str().unwrap().to_owned();
     npy::write(&dir.path().join("good.npy"), &[3, 4, 4, 3], &bytes(144, 0)).unwrap();
     compare(dir.path(), &at(&other), 1, &["found an artifact of stage train, expected prepare or sample"]);
@@ -82,7 +86,7 @@ fn artifacts_of_the_wrong_kind() {
     stage(&at(&other), &at(&data), &["found an artifact of stage train, expected sample"]);
     stage(&at(&sampled), &at(&other), &["found an artifact of stage train, expected prepare"]);
     stage(&at(&sampled), "missing", &["missing: no artifact here"]);
-    stage(&at(&sampled), &at(&data), &["sample.json: found num 4, expected the 3 of the images"]);
+    stage(&at(&sampled), &at(&data), &[NOTE, "sample.json: found num 4, expected the 3 of the images"]);
     fs::write(sampled.dir().join("images.npy"), "x").unwrap();
     stage(&at(&sampled), &at(&data), &["images.npy: found 1 bytes", "hint: rm -r "]);
     compare(dir.path(), &at(&sampled), 1, &["images.npy: found 1 bytes"]);

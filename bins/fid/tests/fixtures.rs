@@ -91,13 +91,13 @@ pub fn dataset(store: &Path, train: usize, test: usize) -> Artifact {
     work.publish().unwrap()
 }
 
-/// A sample artifact of `n` images, 4x4 RGB, whose `sample.json` says `num`.
-pub fn samples(store: &Path, n: usize, num: usize) -> Artifact {
+/// A sample artifact of `n` images, 4x4 RGB, whose `sample.json` says `num` and that the model was trained on `data`.
+pub fn samples(store: &Path, n: usize, num: usize, data: &str) -> Artifact {
     let work = work(store, "sample");
     npy::write(&work.path("images.npy"), &[n, 4, 4, 3], &bytes(n * 48, 3)).unwrap();
     let meta = json!({
         "num": num, "seed": 7, "sampler": "euler", "steps": 50, "nfe": 50, "weights": "ema", "t_stop": 0.02,
-        "through_t0": false,
+        "through_t0": false, "data": data,
     });
     fs::write(work.path("sample.json"), meta.to_string()).unwrap();
     work.publish().unwrap()

@@ -136,8 +136,12 @@ fn check_sizes(path: &Path, files: &Files, expected: u64) -> Result<()> {
             Some(found) if name == NAMES || found == expected => {}
             Some(found) => {
                 let (whole, rest) = (found / RECORD as u64, found % RECORD as u64);
-                let cut = if rest > 0 { format!(", {whole} records and a truncated one") } else { String::new() };
-                failures.add(name, &format!("found {found} bytes{cut}, expected {expected} bytes"));
+                let what = match found.checked_sub(expected) {
+                    Some(more) => format!(", {more} too many"),
+                    None if rest > 0 => format!(", {whole} records and a truncated one"),
+                    None => String::new(),
+                };
+                failures.add(name, &format!("found {found} bytes{what}, expected {expected} bytes"));
             }
         }
     }
@@ -261,9 +265,12 @@ mod tests {
         files.get_mut("data_batch_2.bin").unwrap().push(0);
         files.remove("data_batch_3.bin");
         let text = message(&files);
-        for part in
-            ["3 bad files", "2.bin (found 12293 bytes, 4 records and a", "3.bin (missing)", "9219 bytes, expected"]
-        {
+        for part in [
+            "3 bad files",
+            "2.bin (found 12293 bytes, 1 too many, expected 12292",
+            "3.bin (missing)",
+            "9219 bytes, expected",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

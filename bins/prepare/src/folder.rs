@@ -1,11 +1,11 @@
 //! What the two readers of encoded images share: labelled files of a [`Tree`].
 
 use crate::{
-    decode,
+    planes,
     source::{BadImage, Pixels, Source, Split},
     tree::Tree,
 };
-use lcf_store::Result;
+use lcf_store::{Result, decode};
 use std::sync::Arc;
 
 /// The files of a set with their labels, found but not read.
@@ -76,9 +76,9 @@ impl Images {
             let result = tree.read(file).and_then(|bytes| {
                 let mut image = decode::rgb(&bytes)?;
                 if let Some(side) = side {
-                    image = decode::centre_square(&image, side as u32);
+                    image = planes::centre_square(&image, side as u32);
                 }
-                decode::planes(&image, shape, out)
+                planes::planes(&image, shape, out)
             });
             result.map_err(|reason| BadImage { name: tree.files()[file].clone(), reason })
         });

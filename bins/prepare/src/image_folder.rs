@@ -1,30 +1,38 @@
 //! Any folder, or zip archive, of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`, where images are PNG, JPEG or WebP.
 
 use crate::{
-    decode,
     failures::Failures,
     folder::{Images, Listing},
     source::Source,
     tree::Tree,
 };
-use lcf_store::{Error, Result};
+use lcf_store::{
+    Error, Result,
+    decode::{self, EXTENSIONS, is_image_name},
+};
 use std::{collections::BTreeSet, path::Path};
 
-const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
-const HINT: &str = "repair or remove these files, or add what is missing";
+const SPLITS: [&str; 2] = ["train", "test"];
+const HINT: &str = "add what is missing, or remove the class from both splits";
+const MISPLACED: &str = "move them to train/CLASS or test/CLASS; a directory below a class is no class of its own";
 
-/// Lists the folder or zip archive at `path`. Classes are the sorted directories of both splits.
+/// Lists the folder or zip archive at `path`. Classes are the sorted directories of both splits, empty ones too. Other
+/// files than images are left out, with a note on stderr.
 ///
 /// # Errors
-/// [`Error::Bad`] naming the classes without images in a split.
+/// [`Error::Bad`] naming the images that are not two directories deep, or the classes without images in a split.
 pub fn list(path: &Path) -> Result<Listing> {
     let inner = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-    let tree = Tree::open(path, inner, &["train", "test"])?;
-    let classes: BTreeSet<&str> = tree.files().iter().filter_map(|name| Some(parts(name)?.1)).collect();
+    let tree = Tree::open(path, inner, &SPLITS)?;
+    if let Some(note) = ignored(&tree) {
+        eprintln!("prepare: note: {note}");
+    }
+    misplaced(&tree)?;
+    let classes: BTreeSet<&str> = tree.dirs().iter().filter_map(|name| class_directory(name)).collect();
     let classes: Vec<String> = classes.into_iter().map(str::to_owned).collect();
     let (train, test) = (images(&tree, &classes, "train"), images(&tree, &classes, "test"));
     let mut failures = Failures::default();
-    for (images, split) in [(&train, "train"), (&test, "test")] {
+    for (images, split) in [&train, &test].into_iter().zip(SPLITS) {
         for class in images.missing(classes.len()) {
             failures.add(&classes[class], &format!("no {} in {split}", EXTENSIONS.join(", ")));
         }
@@ -34,6 +42,30 @@ pub fn list(path: &Path) -> Result<Listing> {
         true => Err(Error::bad(path, "found no train/CLASS/IMAGE in it").with_hint("see the README for the layout")),
         false => Ok(Listing { tree, classes, train, test, texts: Vec::new() }),
     }
+}
+
+/// What is left out, where there is any.
+fn ignored(tree: &Tree) -> Option<String> {
+    let mut others = tree.files().iter().filter(|name| !is_image_name(name));
+    let first = others.next()?;
+    Some(match others.count() {
+        0 => format!("ignored 1 file that is not png, jpg, jpeg or webp: {first}"),
+        n => format!("ignored {} files that are not png, jpg, jpeg or webp, like {first}", n + 1),
+    })
+}
+
+fn misplaced(tree: &Tree) -> Result<()> {
+    let mut failures = Failures::default();
+    for name in tree.files().iter().filter(|name| is_image_name(name) && parts(name).is_none()) {
+        let split = name.split('/').next().unwrap_or_default();
+        failures.add(name, &format!("not in {split}/CLASS itself"));
+    }
+    failures.check(tree.path(), "images", MISPLACED)
+}
+
+/// The class whose images of one split are in the directory `name`.
+fn class_directory(name: &str) -> Option<&str> {
+    name.split_once('/').map(|(_, class)| class).filter(|class| !class.contains('/'))
 }
 
 /// Split, class and name of a file two directories deep.
@@ -46,10 +78,8 @@ fn parts(name: &str) -> Option<(&str, &str, &str)> {
 fn images(tree: &Tree, classes: &[String], split: &str) -> Images {
     let labelled = tree.files().iter().enumerate().filter_map(|(index, name)| {
         let (top, class, file) = parts(name)?;
-        let (_, extension) = file.rsplit_once('.')?;
-        let is_image = EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known));
         let label = classes.binary_search_by(|known| known.as_str().cmp(class)).ok()?;
-        (top == split && is_image).then_some((label as i64, index))
+        (top == split && is_image_name(file)).then_some((label as i64, index))
     });
     Images::sorted(tree, labelled.collect())
 }

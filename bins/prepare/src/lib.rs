@@ -5,11 +5,11 @@
 
 pub mod cifar10;
 pub mod config;
-pub mod decode;
 pub mod failures;
 pub mod folder;
 pub mod image_folder;
 pub mod input;
+pub mod planes;
 pub mod random;
 pub mod shards;
 pub mod source;

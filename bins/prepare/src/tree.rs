@@ -3,6 +3,7 @@
 use lcf_store::{Error, Result, digest};
 use rayon::prelude::*;
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::FileExt,
@@ -13,14 +14,15 @@ use zip::ZipArchive;
 
 /// Largest file that is read. An image of more is not one.
 const MAX_FILE: u64 = 64 << 20;
-/// Deepest folder below the root that is listed, which also ends loops of links.
-const MAX_DEPTH: usize = 4;
+/// Deepest folder below the root that is listed. More is a loop of links.
+const MAX_DEPTH: usize = 16;
 
-/// A folder or zip archive: its files below some top-level names, sorted bytewise.
+/// A folder or zip archive: its files and directories below some top-level names, sorted bytewise.
 #[derive(Debug)]
 pub struct Tree {
     path: PathBuf,
     files: Vec<String>,
+    dirs: Vec<String>,
     place: Place,
 }
 
@@ -41,7 +43,7 @@ impl Tree {
     pub fn open(path: &Path, inner: &str, tops: &[&str]) -> Result<Self> {
         let meta = fs::metadata(path).map_err(Error::io(path, "open"))?;
         let tree = if meta.is_dir() { folder(path, inner, tops) } else { archive(path, inner, tops) }?;
-        match tree.files.iter().any(|name| is_below(name, tops[0])) {
+        match tree.files.iter().chain(&tree.dirs).any(|name| is_below(name, tops[0])) {
             true => Ok(tree),
             false => Err(Error::bad(path, format!("found no {0} in it, expected {0} and {1}", tops[0], tops[1]))),
         }
@@ -55,6 +57,11 @@ impl Tree {
     /// Names of all files, with `/`, sorted bytewise.
     pub fn files(&self) -> &[String] {
         &self.files
+    }
+
+    /// Names of all directories, likewise.
+    pub fn dirs(&self) -> &[String] {
+        &self.dirs
     }
 
     /// Number of the file called `name`.
@@ -130,25 +137,28 @@ fn is_below(name: &str, top: &str) -> bool {
 fn folder(path: &Path, inner: &str, tops: &[&str]) -> Result<Tree> {
     let nested = path.join(inner);
     let root = if !path.join(tops[0]).exists() && nested.join(tops[0]).exists() { nested } else { path.to_owned() };
-    let mut files = Vec::new();
+    let (mut files, mut dirs) = (Vec::new(), Vec::new());
     for &top in tops {
         if root.join(top).exists() {
-            list(&root, top, 0, &mut files)?;
+            list(&root, top, 0, &mut files, &mut dirs)?;
         }
     }
     files.sort_unstable();
-    Ok(Tree { path: path.to_owned(), files, place: Place::Folder(root) })
+    dirs.sort_unstable();
+    Ok(Tree { path: path.to_owned(), files, dirs, place: Place::Folder(root) })
 }
 
-fn list(root: &Path, name: &str, depth: usize, files: &mut Vec<String>) -> Result<()> {
+fn list(root: &Path, name: &str, depth: usize, files: &mut Vec<String>, dirs: &mut Vec<String>) -> Result<()> {
     let path = root.join(name);
     if !path.is_dir() {
         files.push(name.to_owned());
         return Ok(());
     }
     if depth == MAX_DEPTH {
-        return Ok(());
+        let message = format!("directories are nested {MAX_DEPTH} deep");
+        return Err(Error::bad(path, message).with_hint("remove the link that leads back to one of them"));
     }
+    dirs.push(name.to_owned());
     for entry in fs::read_dir(&path).map_err(Error::io(&path, "list"))? {
         let entry = entry.map_err(Error::io(&path, "list"))?;
         let child = entry.file_name();
@@ -159,7 +169,7 @@ fn list(root: &Path, name: &str, depth: usize, files: &mut Vec<String>) -> Resul
         // Asking the directory for the type saves a look at each of 100,000 files; a link has to be followed.
         match entry.file_type().is_ok_and(|kind| kind.is_file()) {
             true => files.push(format!("{name}/{child}")),
-            false => list(root, &format!("{name}/{child}"), depth + 1, files)?,
+            false => list(root, &format!("{name}/{child}"), depth + 1, files, dirs)?,
         }
     }
     Ok(())
@@ -173,18 +183,25 @@ fn archive(path: &Path, inner: &str, tops: &[&str]) -> Result<Tree> {
     let archive = ZipArchive::new(SharedFile::open(path)?).map_err(bad)?;
     let inner = format!("{inner}/");
     let is_nested = !archive.file_names().any(|name| is_below(name, tops[0]));
-    let mut named: Vec<(String, usize)> = (0..archive.len())
-        .filter_map(|member| {
-            let name = archive.name_for_index(member)?;
-            let name = if is_nested { name.strip_prefix(&inner)? } else { name };
-            let is_hidden = name.split('/').any(|part| part.starts_with('.'));
-            let is_listed = !name.ends_with('/') && tops.iter().any(|top| is_below(name, top));
-            (is_listed && !is_hidden).then(|| (name.to_owned(), member))
-        })
-        .collect();
+    let mut named = Vec::new();
+    let mut dirs = BTreeSet::new();
+    for member in 0..archive.len() {
+        let Some(name) = archive.name_for_index(member) else { continue };
+        let Some(name) = (if is_nested { name.strip_prefix(&inner) } else { Some(name) }) else { continue };
+        let is_hidden = name.split('/').any(|part| part.starts_with('.'));
+        if is_hidden || !tops.iter().any(|top| is_below(name, top)) {
+            continue;
+        }
+        // An archive may, but need not, have its directories as members of their own.
+        dirs.extend(name.match_indices('/').map(|(end, _)| name[..end].to_owned()));
+        if !name.ends_with('/') {
+            named.push((name.to_owned(), member));
+        }
+    }
     named.sort_unstable();
     let (files, members) = named.into_iter().unzip();
-    Ok(Tree { path: path.to_owned(), files, place: Place::Zip(archive, members) })
+    let dirs = dirs.into_iter().collect();
+    Ok(Tree { path: path.to_owned(), files, dirs, place: Place::Zip(archive, members) })
 }
 
 /// A file that any number of readers share, each with its own position.
@@ -263,6 +280,7 @@ mod tests {
         for name in ["", "set", "nested.zip", "flat.zip"] {
             let tree = Tree::open(&dir.path().join(name), "set", &["train", "val"]).unwrap();
             assert_eq!(tree.files(), ["train/b/10.png", "train/b/2.png", "val/notes.txt"], "{name}");
+            assert_eq!(tree.dirs(), ["train", "train/b", "val"], "{name}");
             assert_eq!(tree.read(tree.find("train/b/10.png").unwrap()).unwrap(), b"ten");
             assert_eq!(tree.text("val/notes.txt").unwrap(), "text");
             assert!(tree.text("val/none.txt").unwrap_err().to_string().ends_with("val/none.txt: missing"));
@@ -282,6 +300,16 @@ mod tests {
         assert_eq!(digest(), before);
         fs::write(dir.path().join("set/train/b/2.png"), "TWO").unwrap();
         assert_ne!(digest(), before);
+    }
+
+    #[test]
+    fn a_loop_of_links_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        make_folder(dir.path());
+        std::os::unix::fs::symlink("..", dir.path().join("set/train/b/loop")).unwrap();
+        let error = Tree::open(dir.path(), "set", &["train", "val"]).unwrap_err();
+        assert!(error.to_string().ends_with("b/loop: directories are nested 16 deep"), "{error}");
+        assert!(error.hint().unwrap().contains("link"));
     }
 
     #[test]

@@ -123,6 +123,11 @@ fn image_folders() {
     write_folder(&lab.path("pets"), &pictures(8));
     let one = lab.dataset(FOLDER, &["--data", "pets"]);
     assert_eq!(one.meta.classes, ["cat", "dog"]);
+    let note = "prepare: note: ignored 2 files that are not png, jpg, jpeg or webp, like train/README\n";
+    assert_eq!(lab.run(FOLDER, &["--data", "pets"], "2").err, note);
+    fs::remove_file(lab.path("pets/train/README")).unwrap();
+    let note = "prepare: note: ignored 1 file that is not png, jpg, jpeg or webp: train/dog/notes.txt\n";
+    assert_eq!(lab.run(FOLDER, &["--data", "pets"], "2").err, note);
     let train: Vec<_> = (0..4).map(|index| pixel(&one, true, index)).collect();
     assert_eq!(train, [[4, 5, 6], [1, 2, 3], [7, 8, 9], [10, 11, 12]]);
     assert_eq!((one.train.labels(), one.test.labels()), (&[0, 0, 1, 1][..], &[0, 1][..]));
@@ -187,12 +192,42 @@ fn classes_without_images_are_named() {
         &["--data", "pets"],
         &["found 3 bad classes: yak (no png, jpg", "emu (no png, jpg, jpeg, webp in test)"],
     );
+    // A class is a directory, whether or not anything is in it; in an archive too, with members for directories.
+    let (lab, mut files) = (Lab::new(), pictures(8));
+    write_folder(&lab.path("pets"), &files);
+    for split in ["train", "test"] {
+        fs::create_dir(lab.path("pets").join(split).join("gnu")).unwrap();
+        fs::create_dir(lab.path("pets").join(split).join(".cache")).unwrap();
+        files.push((format!("{split}/gnu/"), Vec::new()));
+    }
+    write_zip(&lab.path("pets.zip"), &files);
+    for name in ["pets", "pets.zip"] {
+        let parts =
+            ["found 2 bad classes: gnu (no png, jpg, jpeg, webp in train); gnu (no png, jpg, jpeg, webp in test)"];
+        lab.fails(FOLDER, &["--data", name], &parts);
+    }
     fs::create_dir(lab.path("empty")).unwrap();
     let outcome = lab.run(FOLDER, &["--data", "empty"], "2");
     assert!(outcome.code == 1 && outcome.err.contains("empty: found no train in it"), "{outcome:?}");
     let outcome = lab.run(FOLDER, &["--data", "none"], "2");
     assert!(outcome.code == 1 && outcome.err.contains("none: cannot open"), "{outcome:?}");
     lab.misused(FOLDER, &[], "--data: missing, expected a folder");
+}
+
+#[test]
+fn images_at_another_depth_are_named() {
+    let (lab, mut files) = (Lab::new(), pictures(8));
+    let picture = image("x.png", 8, 8, [0; 3]);
+    files.extend((0..5).map(|k| (format!("train/cow/red/{k}.png"), picture.clone())));
+    files.push(("test/dog/a/b/c/d/e/f.png".to_owned(), picture.clone()));
+    files.push(("train/loose.png".to_owned(), picture));
+    write_folder(&lab.path("pets"), &files);
+    write_zip(&lab.path("pets.zip"), &files);
+    let first = "found 7 bad images, the first 5: test/dog/a/b/c/d/e/f.png (not in test/CLASS itself); train/cow/red/0";
+    let rest = "train/cow/red/3.png (not in train/CLASS itself)\nhint: move them to train/CLASS or test/CLASS";
+    for name in ["pets", "pets.zip"] {
+        lab.fails(FOLDER, &["--data", name], &[name, first, rest]);
+    }
 }
 
 #[test]

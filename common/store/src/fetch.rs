@@ -71,7 +71,10 @@ pub fn fetch(sources: &Path, name: &str, downloads: &Path) -> Result<PathBuf> {
 }
 
 fn read(sources: &Path, name: &str) -> Result<Source> {
-    let text = fs::read(sources).map_err(Error::io(sources, "read"))?;
+    let text = fs::read(sources).map_err(|error| {
+        Error::bad(sources, format!("cannot read: {error}"))
+            .with_hint("run it in the repository, or give --sources and --downloads")
+    })?;
     let mut all: BTreeMap<String, Source> =
         serde_json::from_slice(&text).map_err(|e| Error::bad(sources, format!("not a list of sources: {e}")))?;
     for (name, source) in &all {
@@ -372,6 +375,15 @@ mod tests {
             let error = site.fetch().unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn missing_sources_come_with_a_hint() {
+        let site = Site::new();
+        fs::remove_file(site.sources()).unwrap();
+        let (message, hint) = site.fails();
+        assert!(message.contains("SOURCES.json: cannot read: No such file"), "{message}");
+        assert_eq!(hint, "run it in the repository, or give --sources and --downloads");
     }
 
     #[test]

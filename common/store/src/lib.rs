@@ -1,5 +1,6 @@
 //! What every stage shares and that needs no libtorch: verified artifacts and their keys, configuration files, the
-//! command line's common part, `.npy` arrays and the dataset built of them, and the hash behind random numbers.
+//! command line's common part, `.npy` arrays and the dataset built of them, the decoder of images, and the hash behind
+//! random numbers.
 //!
 //! A stage is a function from artifacts and one section of a config to one artifact:
 //!
@@ -26,6 +27,7 @@ pub mod artifact;
 pub mod cli;
 pub mod config;
 pub mod dataset;
+pub mod decode;
 pub mod digest;
 pub mod error;
 pub mod fetch;

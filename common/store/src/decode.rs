@@ -1,12 +1,21 @@
-//! Image files to RGB planes.
+//! Image files to RGB pixels: what every stage that reads images refuses and converts in the same way.
 
-use image::{ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, imageops};
+use image::{ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use std::io::Cursor;
+
+/// What names of images end in, in any case. The content decides the format, not the name.
+pub const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// Longest side of an image that is decoded.
 const MAX_SIDE: u32 = 16_384;
 /// Most memory one decoded image may take; a few kilobytes of PNG can ask for gigabytes.
 const MAX_BYTES: u64 = 128 << 20;
+
+/// Whether `name` ends like the name of an image.
+pub fn is_image_name(name: &str) -> bool {
+    let Some((_, extension)) = name.rsplit_once('.') else { return false };
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
 
 /// Decodes a PNG, JPEG or WebP file, told by its content, to 8-bit RGB: the first frame, 16 bits rounded to 8, grey and
 /// CMYK converted, alpha dropped (as Pillow's `convert("RGB")` does, which the field uses). EXIF rotation is ignored.
@@ -62,35 +71,6 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
     }
 }
 
-/// Cuts out the centre square and resizes it to `side` with a bicubic filter that averages where it shrinks.
-pub fn centre_square(image: &RgbImage, side: u32) -> RgbImage {
-    let (width, height) = image.dimensions();
-    let edge = width.min(height);
-    let square = imageops::crop_imm(image, (width - edge) / 2, (height - edge) / 2, edge, edge);
-    match edge == side {
-        true => square.to_image(),
-        false => imageops::resize(&*square, side, side, imageops::FilterType::CatmullRom),
-    }
-}
-
-/// Writes `image` as planes, uint8 `[3, H, W]`.
-///
-/// # Errors
-/// When its size is not the `shape`, `[3, H, W]`, of `out`.
-pub fn planes(image: &RgbImage, shape: [usize; 3], out: &mut [u8]) -> Result<(), String> {
-    let [_, height, width] = shape;
-    let (found_width, found_height) = image.dimensions();
-    if (found_height as usize, found_width as usize) != (height, width) {
-        return Err(format!("found {found_width}x{found_height} pixels, expected {width}x{height}"));
-    }
-    for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
-        for (pixel, rgb) in plane.iter_mut().zip(image.as_raw().chunks_exact(3)) {
-            *pixel = rgb[channel];
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,24 +101,6 @@ mod tests {
     }
 
     #[test]
-    fn planes_are_channels_first() {
-        let image = gradient(3, 2);
-        let mut out = [0; 18];
-        planes(&image, [3, 2, 3], &mut out).unwrap();
-        assert_eq!(out, [0, 10, 20, 0, 10, 20, 0, 0, 0, 10, 10, 10, 200, 200, 200, 200, 200, 200]);
-        assert_eq!(planes(&image, [3, 3, 2], &mut out).unwrap_err(), "found 3x2 pixels, expected 2x3");
-    }
-
-    #[test]
-    fn the_centre_is_kept() {
-        let image = gradient(6, 4);
-        assert_eq!(centre_square(&image, 4).get_pixel(0, 0).0, [10, 0, 200]);
-        let small = centre_square(&image, 2);
-        assert_eq!((small.dimensions(), small.get_pixel(0, 0).0[2]), ((2, 2), 200));
-        assert!(small.get_pixel(0, 0).0[0] < small.get_pixel(1, 0).0[0]);
-    }
-
-    #[test]
     fn what_is_no_whole_image_is_refused() {
         let image = DynamicImage::from(gradient(16, 16));
         for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
@@ -150,6 +112,12 @@ mod tests {
         }
         assert_eq!(rgb(b"").unwrap_err(), "empty");
         assert_eq!(rgb(b"GIF89a, or so it says").unwrap_err(), "not a PNG, JPEG or WebP image");
+    }
+
+    #[test]
+    fn names_of_images() {
+        assert!(["a.png", "x/b.JPG", "c.d.Jpeg", "e.webp"].into_iter().all(is_image_name));
+        assert!(!["a.gif", "png", "x/notes.txt", "b.png/c"].into_iter().any(is_image_name));
     }
 
     /// A PNG of 50,000 x 50,000 white pixels in its header, and 12 bytes of data.
@@ -164,9 +132,9 @@ mod tests {
         assert!(rgb(&bomb).unwrap_err().starts_with("larger than 16384x16384"), "{:?}", rgb(&bomb));
     }
 
+    /// CRC-32 of PNG chunks.
     fn crc32(bytes: &[u8]) -> u32 {
-        let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        crc.sum()
+        let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), bit))
     }
 }
