@@ -56,5 +56,7 @@ echo "deps: installing libtorch $VERSION for $what into .venv" >&2
     die "pip could not install torch $VERSION" "run make deps again, or export LIBTORCH=DIR"
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ln -sfn "$(realpath --relative-to=.venv "$site/torch")" .venv/libtorch
+# Build scripts look again whether there is an nvcc.
+touch .venv/libtorch/lib/libtorch_cpu.so
 installed || die ".venv/libtorch/version.py does not say $VERSION" "rm -r .venv and run make deps again"
 [ "$1" = 0 ] || touch "$done"

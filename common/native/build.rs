@@ -16,6 +16,8 @@ fn main() {
     }
     let root = env::var("LIBTORCH").expect("LIBTORCH is not set: run `make deps` once, or export LIBTORCH");
     let root = PathBuf::from(&root).canonicalize().unwrap_or_else(|e| panic!("{root}: {e}: run `make deps` once"));
+    // What `make deps` touches when it adds nvcc beside it.
+    println!("cargo:rerun-if-changed={}", root.join("lib/libtorch_cpu.so").display());
     let cuda = nvcc(&root);
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").flag_if_supported("-Wno-unused-parameter").flag_if_supported("-Wno-attributes");
