@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs libtorch (the torch wheel's) into .venv and links .venv/libtorch to it. What is there already stays.
 # pipelines/deps.sh 0   the CPU: torch and the two libraries that libtorch_cpu.so cannot start without
-# pipelines/deps.sh 1   CUDA: torch with all that it needs
+# pipelines/deps.sh 1   CUDA: torch with all that it needs, and nvcc
 set -euo pipefail
 VERSION=2.11.0
 RUST=1.89
@@ -43,8 +43,10 @@ if [ "$1" = 0 ]; then
     size=2; what="the CPU (0.55 GB to download, 1.2 GB on disk)"
     packages=(--no-deps "torch==$VERSION" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 else
-    size=8; what="CUDA (2.7 GB to download, 4.7 GB on disk)"
-    packages=("torch==$VERSION")
+    size=9; what="CUDA (3 GB to download, 5.3 GB on disk)"
+    # Besides torch the compiler of the kernels. Each part is pinned: a newer nvvm makes PTX that this ptxas refuses.
+    packages=("torch==$VERSION" nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+        nvidia-cuda-cccl==13.0.85)
 fi
 [ "$free" -ge "$size" ] || die ".venv: found $free GB of free disk space, expected $size" "free some, or export LIBTORCH=DIR"
 
@@ -54,5 +56,7 @@ echo "deps: installing libtorch $VERSION for $what into .venv" >&2
     die "pip could not install torch $VERSION" "run make deps again, or export LIBTORCH=DIR"
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ln -sfn "$(realpath --relative-to=.venv "$site/torch")" .venv/libtorch
+# Build scripts look again whether there is an nvcc.
+touch .venv/libtorch/lib/libtorch_cpu.so
 installed || die ".venv/libtorch/version.py does not say $VERSION" "rm -r .venv and run make deps again"
 [ "$1" = 0 ] || touch "$done"

@@ -1,9 +1,9 @@
 //! lcf-train: see `lcf_train` for what it does and the README for how it is used.
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use lcf_model::{
-    Precision,
+    Engine, Precision,
     config::Input,
     device::{self, DeviceArgs},
     params::Layout,
@@ -46,8 +46,28 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: Option<u64>,
     /// Minutes between checkpoints
-    #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     checkpoint_minutes: u64,
+    /// What computes the residual stream on CUDA
+    #[arg(long, value_enum, default_value_t = EngineArg::Fused)]
+    engine: EngineArg,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum EngineArg {
+    /// Fused kernels where they apply
+    Fused,
+    /// Plain libtorch operations
+    Reference,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(engine: EngineArg) -> Self {
+        match engine {
+            EngineArg::Fused => Self::Fused,
+            EngineArg::Reference => Self::Reference,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -65,10 +85,16 @@ fn run(args: Args) -> Result<()> {
             let device = args.device.open()?;
             device::record(work.provenance(), device);
             announce(&config, &dataset, input, device);
+            if device != Device::Cpu && args.engine == EngineArg::Fused && !lcf_model::has_kernels() {
+                eprintln!(
+                    "train: built without the CUDA kernels, which is slower: `make deps CUDA=1`, then build again"
+                );
+            }
             let pace = Pace {
                 log_steps: args.log_steps,
                 checkpoint_steps: args.checkpoint_steps,
                 checkpoint_every: Duration::from_secs(60 * args.checkpoint_minutes),
+                engine: args.engine.into(),
             };
             let images = pixels::load(&dataset.train, device);
             train(&config, &dataset, input, images, pace, &work)?;

@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use lcf_model::{
+    Engine,
     config::Input,
     trained::{META, Meta, weights_file},
     weights,
@@ -37,6 +38,8 @@ pub struct Pace {
     pub checkpoint_steps: Option<u64>,
     /// Time between checkpoints.
     pub checkpoint_every: Duration,
+    /// What computes the residual stream; changes results by rounding alone.
+    pub engine: Engine,
 }
 
 /// A training under way in its work directory.
@@ -64,7 +67,7 @@ pub fn train(
     work: &Work,
 ) -> Result<()> {
     let stop = signals()?;
-    let trainer = Trainer::new(config, input, images);
+    let trainer = Trainer::new(config, input, images).with_engine(pace.engine);
     let mut run = Run {
         config,
         input,

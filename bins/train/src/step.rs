@@ -6,7 +6,7 @@ use crate::{
     objective::{Losses, losses},
     optim::{clip, ema, learning_rate, norm},
 };
-use lcf_model::{Dit, Params, adamw::AdamW, config::Input};
+use lcf_model::{Dit, Engine, Params, adamw::AdamW, config::Input};
 use tch::{Kind, Tensor};
 
 /// Bins of t in the report.
@@ -77,6 +77,12 @@ impl Trainer {
             params,
             config: config.clone(),
         }
+    }
+
+    /// The same trainer computing by `engine`; a new one computes by [`Engine::Fused`].
+    #[must_use]
+    pub fn with_engine(self, engine: Engine) -> Self {
+        Self { dit: self.dit.with_engine(engine), ..self }
     }
 
     /// Steps of an epoch.

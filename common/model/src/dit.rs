@@ -8,11 +8,9 @@ use crate::{
     embed,
     params::Params,
 };
+use lcf_native::fused::{self, Engine};
 use std::{collections::HashMap, ops::Range};
 use tch::{Kind, Tensor};
-
-/// Epsilon of every layer norm.
-const NORM_EPS: f64 = 1e-6;
 
 #[derive(Debug)]
 struct Linear {
@@ -42,6 +40,7 @@ pub struct Dit {
     config: ModelConfig,
     input: Input,
     precision: Precision,
+    engine: Engine,
     patches: Linear,
     positions: Tensor,
     time: [Linear; 2],
@@ -96,7 +95,7 @@ impl Dit {
         let output_ada = linear("final_layer.adaLN_modulation.1");
         assert!(by_name.is_empty(), "parameters no layer takes: {:?}", by_name.keys());
         let positions = embed::positions(input.grid(&config), config.width).to_device(device);
-        Self { config, input, precision, patches, positions, time, blocks, output, output_ada }
+        Self { config, input, precision, engine: Engine::Fused, patches, positions, time, blocks, output, output_ada }
     }
 
     /// A model for inference on a copy of `params` in the kind of `precision`.
@@ -104,6 +103,12 @@ impl Dit {
         let flat = params.flat.to_kind(precision.kind());
         let names: Vec<&str> = params.layout.specs.iter().map(|spec| spec.name.as_str()).collect();
         Self::new(config, input, precision, &names, params.layout.views(&flat))
+    }
+
+    /// The same model computed by `engine`; a new one is computed by [`Engine::Fused`].
+    #[must_use]
+    pub fn with_engine(self, engine: Engine) -> Self {
+        Self { engine, ..self }
     }
 
     /// The shape of its images.
@@ -136,28 +141,38 @@ impl Dit {
         Stream { tokens, condition }
     }
 
-    /// The blocks `range`, counted from 0.
+    /// The blocks `range`, counted from 0: x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)), each norm
+    /// modulated by (shift, scale) from t. Every residual update is computed together with the norm that follows it.
     #[must_use]
-    pub fn run(&self, mut stream: Stream, range: Range<usize>) -> Stream {
-        for block in &self.blocks[range] {
-            stream.tokens = self.block(block, &stream.tokens, &stream.condition);
+    pub fn run(&self, stream: Stream, range: Range<usize>) -> Stream {
+        let Stream { mut tokens, condition } = stream;
+        // Shift, scale and gate of the attention, then of the MLP, `[B, D]` each.
+        let ada: Vec<Vec<Tensor>> =
+            self.blocks[range.clone()].iter().map(|block| block.ada.forward(&condition).chunk(6, 1)).collect();
+        let Some(first) = ada.first() else { return Stream { tokens, condition } };
+        let (_, mut normal) = self.residual_norm(&tokens, None, &first[0], &first[1]);
+        for (i, block) in self.blocks[range].iter().enumerate() {
+            let own = &ada[i];
+            let attended = self.attention(block, &normal);
+            (tokens, normal) = self.residual_norm(&tokens, Some((&own[2], &attended)), &own[3], &own[4]);
+            let hidden = block.fc2.forward(&block.fc1.forward(&normal).gelu("tanh"));
+            (tokens, normal) = match ada.get(i + 1) {
+                Some(next) => self.residual_norm(&tokens, Some((&own[5], &hidden)), &next[0], &next[1]),
+                None => (tokens + own[5].to_kind(Kind::Float).unsqueeze(1) * hidden.to_kind(Kind::Float), normal),
+            };
         }
-        stream
+        Stream { tokens, condition }
     }
 
-    /// x + gate_1 attention(norm(x)) then x + gate_2 mlp(norm(x)), each norm modulated by (shift, scale) from t.
-    fn block(&self, block: &Block, x: &Tensor, condition: &Tensor) -> Tensor {
-        let ada = block.ada.forward(condition).to_kind(Kind::Float).unsqueeze(1).chunk(6, 2);
-        let x = x + &ada[2] * self.attention(block, &self.norm(x, &ada[0], &ada[1])).to_kind(Kind::Float);
-        let hidden = block.fc1.forward(&self.norm(&x, &ada[3], &ada[4])).gelu("tanh");
-        &x + &ada[5] * block.fc2.forward(&hidden).to_kind(Kind::Float)
-    }
-
-    /// Layer norm without weights, times 1 + scale, plus shift, in the kind of matrix operands.
-    fn norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
-        let width = [self.config.width];
-        let normal = x.layer_norm(width, None::<&Tensor>, None::<&Tensor>, NORM_EPS, true);
-        (normal * (scale + 1.0) + shift).to_kind(self.precision.kind())
+    /// A residual update and the modulated norm after it, by the engine.
+    fn residual_norm(
+        &self,
+        x: &Tensor,
+        branch: Option<(&Tensor, &Tensor)>,
+        shift: &Tensor,
+        scale: &Tensor,
+    ) -> (Tensor, Tensor) {
+        fused::residual_norm(self.engine, x, branch, shift, scale).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn attention(&self, block: &Block, x: &Tensor) -> Tensor {
@@ -173,8 +188,9 @@ impl Dit {
 
     /// The output layer: velocity, fp32 `[B, C, H, W]`.
     pub fn head(&self, stream: &Stream) -> Tensor {
-        let ada = self.output_ada.forward(&stream.condition).to_kind(Kind::Float).unsqueeze(1).chunk(2, 2);
-        let out = self.output.forward(&self.norm(&stream.tokens, &ada[0], &ada[1]));
+        let ada = self.output_ada.forward(&stream.condition).chunk(2, 1);
+        let (_, normal) = self.residual_norm(&stream.tokens, None, &ada[0], &ada[1]);
+        let out = self.output.forward(&normal);
         embed::unpatchify(&out.to_kind(Kind::Float), self.config.patch, self.input.channels)
     }
 }

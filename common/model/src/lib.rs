@@ -17,4 +17,5 @@ pub mod weights;
 
 pub use config::{ModelConfig, Precision};
 pub use dit::Dit;
+pub use lcf_native::fused::{Engine, has_kernels};
 pub use params::Params;

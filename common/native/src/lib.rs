@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod fused;
+
 use std::{
     ffi::{CStr, c_int},
     sync::OnceLock,
