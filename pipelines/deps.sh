@@ -43,7 +43,7 @@ if [ "$1" = 0 ]; then
     size=2; what="the CPU (0.55 GB to download, 1.2 GB on disk)"
     packages=(--no-deps "torch==$VERSION" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 else
-    size=9; what="CUDA (3 GB to download, 5.3 GB on disk)"
+    size=9; what="CUDA (3 GB to download, 4.9 GB on disk)"
     # Besides torch the compiler of the kernels. Each part is pinned: a newer nvvm makes PTX that this ptxas refuses.
     packages=("torch==$VERSION" nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
         nvidia-cuda-cccl==13.0.85)
