@@ -73,13 +73,6 @@ const fn tch_version() -> &'static str {
     "2.11.0"
 }
 
-/// Waits until the device has done all that was queued, so that a clock read after it tells the truth.
-pub fn synchronize(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

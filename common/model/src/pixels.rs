@@ -16,11 +16,6 @@ pub fn load(split: &Split, device: Device) -> Tensor {
     Tensor::cat(&shards, 0)
 }
 
-/// Class indices of a split on `device`, int64 `[N]`.
-pub fn labels(split: &Split, device: Device) -> Tensor {
-    Tensor::from_slice(split.labels()).to_device(device)
-}
-
 /// uint8 0..255 to fp32 -1..1.
 pub fn normalise(images: &Tensor) -> Tensor {
     images.to_kind(Kind::Float) / 127.5 - 1.0

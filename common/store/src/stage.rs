@@ -194,11 +194,6 @@ impl Work {
         self.dir.join(name)
     }
 
-    /// The first 12 digits of the key.
-    pub fn key12(&self) -> &str {
-        &self.key[..12]
-    }
-
     /// Removes what an interrupted build left.
     ///
     /// # Errors
