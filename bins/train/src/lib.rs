@@ -4,6 +4,7 @@
 //! Equation 14 and Algorithm 1), [`step`] makes one update with [`optim`], [`run`] repeats it with checkpoints.
 
 pub mod batch;
+pub mod captured;
 pub mod checkpoint;
 pub mod config;
 pub mod contrast;

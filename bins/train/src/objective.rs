@@ -85,7 +85,7 @@ fn contrast_low(dit: &Dit, batch: &Batch, tokens: &Tensor, t_min: f64, options: 
     let features = || pool(&dit.features(&xt, &t, options.layer), options);
     let positives = if options.detach { tch::no_grad(features) } else { features() };
     let all = pool(tokens, options);
-    (contrast(&narrow(&all), &positives, &all, options), options.lambda)
+    (contrast(&narrow(&all), &positives, &all, None, options), options.lambda)
 }
 
 #[cfg(test)]
