@@ -58,16 +58,17 @@ __device__ inline float over_rows(float value) {
 }
 
 // A warp writes rows of CHUNKS times 16 bytes, which lie in shared memory at `row` and following from `chunk` on, to
-// memory: 16 rows, those below `tokens`, of which the first is `token`. Whole rows at once, as memory likes it.
-template <int CHUNKS>
+// memory: 16 rows, those below `tokens` (with WHOLE all), of which the first is `token`. Whole rows at once, as memory likes it.
+template <int CHUNKS, bool WHOLE>
 __device__ inline void write_rows(uint32_t from, int row, int chunk, bf16* to, long stride, int token, int tokens) {
   constexpr int ROWS = WARP / CHUNKS;
-  const int lane = threadIdx.x % WARP;
+  const int lane = threadIdx.x % WARP, own = lane / CHUNKS;
+  bf16* at = to + (token + own) * stride + lane % CHUNKS * 8;
   __syncwarp();
 #pragma unroll
-  for (int i = lane / CHUNKS; i < 16; i += ROWS) {
-    const uint4 v = load16_shared(row_address(from, row + i, chunk + lane % CHUNKS));
-    if (token + i < tokens) *reinterpret_cast<uint4*>(to + (token + i) * stride + lane % CHUNKS * 8) = v;
+  for (int i = 0; i < 16; i += ROWS) {
+    const uint4 v = load16_shared(row_address(from, row + own + i, chunk + lane % CHUNKS));
+    if (WHOLE || token + own + i < tokens) *reinterpret_cast<uint4*>(at + i * stride) = v;
   }
   __syncwarp();
 }
