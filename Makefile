@@ -5,6 +5,7 @@ DATA    ?= data
 CFG     ?= pipelines/$(P).json
 DEVICE  ?= auto
 SET     ?=
+SEEDS   ?=
 CIFAR10 ?=
 TINY    ?=
 RAW     ?=
@@ -52,6 +53,7 @@ make TARGET [VARIABLE=VALUE]...
   P=RUN          the run: pipelines/RUN.json [smoke]. There are
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
+  SEEDS="1 2"    sample with these seeds too; fid then says how far its numbers depend on the seed
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]

@@ -1,6 +1,7 @@
 //! What is in a store of artifacts: listing it, showing one artifact or a whole run, verifying every byte, and removing
 //! what no run needs any more.
 
+pub mod fid;
 pub mod gc;
 pub mod list;
 pub mod show;
