@@ -113,7 +113,7 @@ unit: deps
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
 python-test: $(RUN)/train.stamp $(RUN)/sample.stamp
 	LCF_TRAIN=$(RUN)/train cargo test --release --workspace --test golden interop
-	LCF_RUN=$(RUN) cargo test --release --workspace --test artifact export
+	LCF_RUN=$(RUN) cargo test --release --workspace --test artifact pytorch
 
 gc: build
 	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs

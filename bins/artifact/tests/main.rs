@@ -1,6 +1,7 @@
 //! The program itself, on small stores built by the code that builds the real ones.
 
 mod export;
+mod pytorch;
 
 use lcf_store::{
     Artifact,

@@ -12,6 +12,7 @@ use crate::{
     picture::{self, Column},
     report,
     subset::{self, Purpose},
+    text,
 };
 use anyhow::Result;
 use clap::Args;
@@ -196,13 +197,13 @@ impl Side {
 }
 
 /// The result as people read it.
-pub fn text(result: &Comparison) -> String {
+pub fn summary(result: &Comparison) -> String {
     let Comparison { metrics, real, fake, resize, nearest, warnings } = result;
-    let mark = if metrics.rank_deficient { format!("{}: ", report::MARK) } else { String::new() };
+    let mark = if metrics.rank_deficient { format!("{}: ", text::MARK) } else { String::new() };
     let sides = format!("{} vs {}, resize {}", fake.text(), real.text(), resize.name());
-    let mut text = format!("FID {:.4}  ({mark}{sides})\n{}\n", metrics.fid, report::beside_fid(metrics));
+    let mut out = format!("FID {:.4}  ({mark}{sides})\n{}\n", metrics.fid, text::beside_fid(metrics));
     let Nearness { fake, real, authenticity } = nearest;
-    text += &format!(
+    out += &format!(
         "nearest real image by features: fake median {:.2}, least {:.2}; real {:.2}, {:.2}; authentic {:.1} %\n",
         fake.median,
         fake.min,
@@ -210,8 +211,8 @@ pub fn text(result: &Comparison) -> String {
         real.min,
         100.0 * authenticity
     );
-    warnings.iter().for_each(|warning| text += &format!("warning: {warning}\n"));
-    text
+    warnings.iter().for_each(|warning| out += &format!("warning: {warning}\n"));
+    out
 }
 
 /// The directory of a file to be written is looked for before minutes are spent.

@@ -5,7 +5,7 @@
 //! statistics are fp64. The order of things: [`images`] reads, [`resize`] scales to 299x299, [`inception`] maps to
 //! features, [`stats`] takes mean and covariance, [`frechet`] and [`kid`] the distances, [`distances`] those between
 //! single points, of which [`metrics`] makes precision and recall and [`memorisation`] says what is near. [`evaluate`] is
-//! the stage, [`reference`] the artifact of the real images' statistics, [`report`] and [`neighbours`] what it leaves,
+//! the stage, [`reference`] the artifact of the real images' statistics, [`report`], [`text`] and [`neighbours`] what it says,
 //! [`compare`] the subcommand for any two sets.
 
 pub mod chart;
@@ -24,12 +24,14 @@ pub mod neighbours;
 pub mod npz;
 pub mod numpy_random;
 pub mod picture;
+pub mod points;
 pub mod reference;
 pub mod report;
 pub mod resize;
 pub mod samples;
 pub mod stats;
 pub mod subset;
+pub mod text;
 
 /// The line to show with a distance from too few images, where one is due.
 ///

@@ -2,7 +2,7 @@
 //! images.
 
 use clap::{Args, Parser, Subcommand};
-use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs, report};
+use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs, text};
 use lcf_store::{cli, cli::StageArgs};
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 
 fn run_stage(args: &StageArgs, inputs: &Inputs, compute: &ComputeArgs) -> anyhow::Result<()> {
     let evaluate::Outcome { artifact, report, built } = evaluate::run(args, &inputs.samples, &inputs.data, compute)?;
-    print(args.json, &report::text(&report), || {
+    print(args.json, &text::report(&report), || {
         let mut value = json!({"artifact": artifact.dir(), "digest": artifact.digest(), "built": built});
         if let (Value::Object(all), Ok(Value::Object(report))) = (&mut value, serde_json::to_value(&report)) {
             all.extend(report);
@@ -64,7 +64,7 @@ fn run_stage(args: &StageArgs, inputs: &Inputs, compute: &ComputeArgs) -> anyhow
 
 fn run_compare(args: &CompareArgs) -> anyhow::Result<()> {
     let result = compare::run(args)?;
-    print(args.json, &compare::text(&result), || json!(result));
+    print(args.json, &compare::summary(&result), || json!(result));
     Ok(())
 }
 

@@ -115,7 +115,7 @@ pub fn authenticity(to_train: &Nearest, own: &Nearest) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distances::{Features, nearest};
+    use crate::{distances::nearest, points::Features};
     use tch::Device;
 
     #[test]

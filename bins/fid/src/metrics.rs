@@ -1,9 +1,10 @@
 //! All numbers of one set of features held against another: FID, KID, precision and recall.
 
 use crate::{
-    distances::{self, Best, Features, Nearest},
+    distances::{self, Best, Nearest},
     frechet,
     kid::{self, Kid, Subsets},
+    points::Features,
     rank_warning,
     stats::Moments,
 };
