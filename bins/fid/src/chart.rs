@@ -47,7 +47,7 @@ fn panel(title: &str, distances: &Distances) -> String {
     format!(
         "<text x=\"{LEFT}\" y=\"16\" font-weight=\"bold\">{title}</text>\n\
          <text x=\"{LEFT}\" y=\"33\"><tspan fill=\"{SAMPLES}\">samples</tspan>, <tspan fill=\"{TEST}\">test images</tspan>: \
-         share at each distance to the nearest of {n_train}; near: {near:.1} % of samples</text>\n\
+         distance to the nearest of {n_train}; {near:.1} % near</text>\n\
          <path d=\"{}\" fill=\"{TEST}\" fill-opacity=\".25\" stroke=\"{TEST}\"/>\n\
          <path d=\"{}\" fill=\"{SAMPLES}\" fill-opacity=\".15\" stroke=\"{SAMPLES}\"/>\n\
          <path d=\"M{LEFT} {floor}H{right}\" stroke=\"#333\"/>\n\
@@ -78,6 +78,6 @@ mod tests {
         let first = format!("M{LEFT:.1} {floor:.1}L{LEFT:.1} {:.1}L", floor - 2.0 / 3.0 * (floor - TOP));
         let last = format!("L{:.1} {TOP:.1}L{:.1} {floor:.1}", WIDTH - LEFT, WIDTH - LEFT);
         assert!(text.contains(&first) && text.contains(&last), "{text}");
-        assert!(text.contains("nearest of 7; near: 66.7 % of samples") && text.contains(">50.0</text>"), "{text}");
+        assert!(text.contains("nearest of 7; 66.7 % near") && text.contains(">50.0</text>"), "{text}");
     }
 }

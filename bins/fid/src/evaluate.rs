@@ -3,10 +3,10 @@
 
 use crate::{
     config::{Config, Split},
+    distances::Nearest,
     frechet,
     images::{Images, SAMPLE_STAGE},
     inception::{ComputeArgs, DIM, Inception, SHA256},
-    kid::Kid,
     metrics::{self, Metrics, Set, Settings},
     neighbours::{self, Around, Memorisation},
     reference::{self, Lazy, Reference},
@@ -121,6 +121,13 @@ struct Half<'a> {
     set: Set<'a>,
 }
 
+/// The samples against a half.
+struct Judged<'a> {
+    half: &'a Half<'a>,
+    metrics: Metrics,
+    nearest: Nearest,
+}
+
 impl Build<'_> {
     fn run(&self, mut work: Work, sampled: Vec<Sampled>, compute: &ComputeArgs) -> Result<Artifact> {
         let Self { args, config, data } = *self;
@@ -166,29 +173,23 @@ impl Build<'_> {
         work: &Work,
     ) -> Result<Report> {
         let set = Set::of(&features[0], DIM, settings, "samples")?;
-        let (n, real) = (set.n(), &headline.reference.meta);
-        let (metrics, nearest) = metrics::compare(&set, &headline.set, settings, neighbours::SHOWN, "samples")?;
-        let against_other = other
-            .map(|other| metrics::compare(&set, &other.set, settings, neighbours::SHOWN, "samples"))
-            .transpose()?;
+        let first = Judged::of(&set, headline, settings)?;
+        let (n, real, metrics) = (set.n(), &headline.reference.meta, first.metrics);
         let mut seeds = vec![sampled[0].seed(metrics)];
         for (sampled, features) in sampled.iter().zip(features).skip(1) {
             let set = Set::of(features, DIM, settings, "samples")?;
             seeds.push(sampled.seed(metrics::compare(&set, &headline.set, settings, 1, "samples")?.0));
         }
-        let mut against = Halves { train: None, test: None };
-        *half_of(&mut against, self.config.split) = Some(headline.against(metrics));
-        let (others, nearest_other) = against_other.unzip();
-        *half_of(&mut against, self.config.split.other()) =
-            other.zip(others).map(|(other, metrics)| other.against(metrics));
-        let memorisation = match (self.config.split, other, nearest_other) {
-            (Split::Train, Some(test), _) => Some(self.look(sampled, nearest, (headline, test), settings, work)?),
-            (Split::Test, Some(train), Some(nearest)) => {
-                Some(self.look(sampled, nearest, (train, headline), settings, work)?)
-            }
+        let other = other.map(|other| Judged::of(&set, other, settings)).transpose()?;
+        let (train, test) = match self.config.split {
+            Split::Train => (Some(first), other),
+            Split::Test => (other, Some(first)),
+        };
+        let against = Halves { train: train.as_ref().map(Judged::against), test: test.as_ref().map(Judged::against) };
+        let memorisation = match (train, test) {
+            (Some(train), Some(test)) => Some(self.look(&sampled[0].images, train, test.half, settings, work)?),
             _ => None,
         };
-        let kid: &Kid = &metrics.kid;
         Ok(Report {
             fid: metrics.fid,
             n,
@@ -197,7 +198,7 @@ impl Build<'_> {
             split: real.split,
             resize: real.resize,
             rank_deficient: metrics.rank_deficient,
-            warnings: warnings(n, real.n, kid, self.config.kid.subset_size),
+            warnings: warnings(n, real.n, &metrics.kid, self.config.kid.subset_size),
             floor: floor(headline, n, settings)?,
             against,
             spread: Spread::of(&seeds),
@@ -215,27 +216,20 @@ impl Build<'_> {
 
     fn look(
         &self,
-        sampled: &[Sampled],
-        nearest: crate::distances::Nearest,
-        (train, test): (&Half, &Half),
+        samples: &Images,
+        train: Judged,
+        test: &Half,
         settings: &Settings,
         work: &Work,
     ) -> Result<Memorisation> {
         let dataset = || Dataset::of(self.data.clone());
         let around = Around {
-            samples: &sampled[0].images,
+            samples,
             test: &test.reference.images(dataset()?)?,
-            reference: &train.reference.images(dataset()?)?,
+            reference: &train.half.reference.images(dataset()?)?,
             train: &Images::dataset(dataset()?, Split::Train)?,
         };
-        neighbours::look(&around, (nearest, &train.set, &test.set), settings, work)
-    }
-}
-
-fn half_of(halves: &mut Halves, split: Split) -> &mut Option<Against> {
-    match split {
-        Split::Train => &mut halves.train,
-        Split::Test => &mut halves.test,
+        neighbours::look(&around, (train.nearest, &train.half.set, &test.set), settings, work)
     }
 }
 
@@ -245,9 +239,17 @@ impl<'a> Half<'a> {
         let set = Set::with(reference.moments.share(), reference.all(), DIM, settings, &what)?;
         Ok(Self { reference, set })
     }
+}
 
-    fn against(&self, metrics: Metrics) -> Against {
-        Against { n_reference: self.reference.meta.n, metrics, reference: self.reference.artifact.digest().to_owned() }
+impl<'a> Judged<'a> {
+    fn of(samples: &Set, half: &'a Half<'a>, settings: &Settings) -> Result<Self> {
+        let (metrics, nearest) = metrics::compare(samples, &half.set, settings, neighbours::SHOWN, "samples")?;
+        Ok(Self { half, metrics, nearest })
+    }
+
+    fn against(&self) -> Against {
+        let Reference { artifact, meta, .. } = self.half.reference;
+        Against { n_reference: meta.n, metrics: self.metrics, reference: artifact.digest().to_owned() }
     }
 }
 
