@@ -5,6 +5,7 @@ DATA    ?= data
 CFG     ?= pipelines/$(P).json
 DEVICE  ?= auto
 SET     ?=
+SEEDS   ?=
 CIFAR10 ?=
 TINY    ?=
 RAW     ?=
@@ -44,7 +45,8 @@ make TARGET [VARIABLE=VALUE]...
   build      compile everything into target/release
   check      format and clippy
   unit       unit, golden and integration tests
-  python-test  whether a PyTorch DiT loads the model of the run P; skipped where Python cannot import torch
+  python-test  whether PyTorch loads the model of the run P and, exported, draws its samples; skipped where Python
+             cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
   clean      forget the run P; its artifacts stay in the store until gc
   distclean  remove everything built: ./target, .venv, all runs and artifacts; downloads and CARGO_TARGET_DIR stay
@@ -52,6 +54,7 @@ make TARGET [VARIABLE=VALUE]...
   P=RUN          the run: pipelines/RUN.json [smoke]. There are
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
+  SEEDS="1 2"    sample with these seeds too; fid then says how far its numbers depend on the seed
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
@@ -108,8 +111,9 @@ unit: deps
 	cargo test --release --workspace
 
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
-python-test: $(RUN)/train.stamp
+python-test: $(RUN)/train.stamp $(RUN)/sample.stamp
 	LCF_TRAIN=$(RUN)/train cargo test --release --workspace --test golden interop
+	LCF_RUN=$(RUN) cargo test --release --workspace --test artifact pytorch
 
 gc: build
 	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs

@@ -6,7 +6,7 @@ bin=${CARGO_TARGET_DIR:-target}/release
 stages="prepare train extract probe sample fid"
 data=${DATA:-data}
 # Nothing of the make that called this.
-unset MAKEFLAGS MAKELEVEL MFLAGS P SET CFG DATA DEVICE SCALE RAW CIFAR10 TINY
+unset MAKEFLAGS MAKELEVEL MFLAGS P SET SEEDS CFG DATA DEVICE SCALE RAW CIFAR10 TINY
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 [ -e "$data/runs/smoke/fid/manifest.json" ] || { echo "smoke-test: error: no smoke run in $data: run make smoke" >&2; exit 1; }
@@ -92,6 +92,15 @@ run copy all SET=probe.epochs=3
 state "$copy" >"$tmp/after"
 [ "$(changed "$tmp/before" "$tmp/after")" = probe ] && ok "SET is an edit too" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")" "$tmp/out"
 run copy
+
+# --- more seeds to sample with, and back
+state "$copy" >"$tmp/before"
+run copy all SEEDS=1
+[ "$(entered)" = "fid sample" ] && ok "another seed enters sample and fid" || bad "entered: $(entered)" "$tmp/out"
+check "fid knows two seeds" sh -c "$bin/lcf-artifact show $copy/runs/smoke | grep -q '^over 2 seeds: FID [0-9]'"
+run copy
+state "$copy" >"$tmp/after"
+cmp -s "$tmp/before" "$tmp/after" && ok "without it there is one again" || bad "rebuilt: $(changed "$tmp/before" "$tmp/after")" "$tmp/out"
 
 # --- a deleted artifact is rebuilt, the same
 digests "$copy" >"$tmp/digests"

@@ -12,13 +12,17 @@ STAGES   := prepare train extract probe sample fid
 BINS     := $(STAGES:%=$(TARGET)/release/lcf-%) $(ARTIFACT)
 STAMPS   := $(STAGES:%=$(RUN)/%.stamp)
 
+# More seeds to sample with, each an artifact of its own that fid is given as well.
+SEED_RUNS   := $(SEEDS:%=sample-seed-%)
+SEED_STAMPS := $(SEED_RUNS:%=$(RUN)/%.stamp)
+
 .PHONY: FORCE $(STAGES)
 
 all: $(STAMPS)
 $(STAGES): %: $(RUN)/%.stamp
 
 # A stamp whose artifact is gone is not done.
-$(foreach s,$(STAGES),$(if $(wildcard $(RUN)/$s/manifest.json),,$(shell rm -f $(RUN)/$s.stamp)))
+$(foreach s,$(STAGES) $(SEED_RUNS),$(if $(wildcard $(RUN)/$s/manifest.json),,$(shell rm -f $(RUN)/$s.stamp)))
 
 # With -n nothing is built, so assume that what is there is current: only stages that would be entered are named.
 FORCED := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,FORCE)
@@ -53,13 +57,20 @@ $(STAMPS): $(RUN)/%.stamp: $(TARGET)/release/lcf-% $(CFGS) $(RUN)/set | $(RUN)
 	$(TARGET)/release/lcf-$* --config $(CFG)$(SET:%= --set %) --store $(STORE) --link $(RUN)/$* $(FLAGS)
 	@echo $(STAMP) > $@
 
+$(SEED_STAMPS): $(RUN)/sample-seed-%.stamp: $(TARGET)/release/lcf-sample $(CFGS) $(RUN)/set $(RUN)/train.stamp | $(RUN)
+	$(TARGET)/release/lcf-sample --config $(CFG)$(SET:%= --set %) --set sample.seed=$* --store $(STORE) --link $(RUN)/sample-seed-$* --model $(RUN)/train $(on)
+	@touch $@
+
+# The stamp of fid holds the seeds that it was given: it is entered when they change.
+SEEDS_NEW := $(shell echo '$(SEEDS)' | cmp -s - $(RUN)/fid.stamp || echo FORCE)
+
 # What each stage reads.
 $(RUN)/prepare.stamp: $(RAW_NEW)
 $(RUN)/train.stamp:   $(RUN)/prepare.stamp
 $(RUN)/extract.stamp: $(RUN)/train.stamp $(RUN)/prepare.stamp
 $(RUN)/probe.stamp:   $(RUN)/extract.stamp
 $(RUN)/sample.stamp:  $(RUN)/train.stamp
-$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp
+$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp $(SEED_STAMPS) $(SEEDS_NEW)
 
 on = --device $(DEVICE)
 $(RUN)/prepare.stamp: FLAGS = $(if $(RAW_PATH),--data $(RAW_WORD))
@@ -68,4 +79,5 @@ $(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
 $(RUN)/extract.stamp: FLAGS = --model $(RUN)/train --data $(RUN)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)
 $(RUN)/sample.stamp:  FLAGS = --model $(RUN)/train $(on)
-$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample --data $(RUN)/prepare $(on)
+$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample$(SEED_RUNS:%= --samples $(RUN)/%) --data $(RUN)/prepare $(on)
+$(RUN)/fid.stamp:     private STAMP = $(SEEDS)

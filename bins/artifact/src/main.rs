@@ -1,7 +1,8 @@
-//! `lcf-artifact`: list, show, verify and clean up the artifacts of a store.
+//! `lcf-artifact`: list, show, verify, export and clean up the artifacts of a store.
 
 use clap::{Args, Parser, Subcommand};
 use lcf_artifact::{
+    export::{Choice, Exported, Format, export},
     gc, list, show,
     store::{Store, find, links},
     summary::Summary,
@@ -9,9 +10,13 @@ use lcf_artifact::{
     verify,
 };
 use lcf_store::{Artifact, Error, artifact::MANIFEST, cli};
-use std::{path::PathBuf, process::ExitCode, time::SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
 
-/// List, show, verify and clean up artifacts
+/// List, show, verify, export and clean up artifacts
 #[derive(Parser)]
 #[command(name = "lcf-artifact", version)]
 struct Cli {
@@ -43,6 +48,23 @@ enum Command {
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
+    /// Write an artifact as files that other programs open, to a folder that is not there yet or empty
+    ///
+    /// A training: model.safetensors with DiT's names, config.json, a model card, the network in PyTorch and an example
+    /// that runs. Samples: PNG files, or samples.npz. Probes: their weights as .npy. Features and statistics are .npy
+    /// already and are copied.
+    Export {
+        /// Artifact of train, sample, extract, probe, fid or reference, or a link to it
+        path: PathBuf,
+        /// The folder
+        out: PathBuf,
+        /// Of a training: ema, raw, or epoch-N for a snapshot [default: ema]
+        #[arg(long, value_name = "NAME")]
+        weights: Option<String>,
+        /// Of samples: the kind of files [default: png]
+        #[arg(long)]
+        format: Option<Format>,
+    },
     /// Remove artifacts that no run needs, interrupted builds (with their checkpoints), and unused locks
     ///
     /// A run needs the artifacts it links to and, in turn, all that they were made from. What a running stage has
@@ -72,6 +94,7 @@ fn main() -> ExitCode {
         Command::List { place, json } => print_list(&place, json),
         Command::Show { path, json } => print_show(&path, json),
         Command::Verify { paths } => check(&paths),
+        Command::Export { path, out, weights, format } => write(&path, &out, &Choice { weights, format }),
         Command::Gc { place, dry_run } => clean(&place, dry_run),
     })
 }
@@ -90,7 +113,7 @@ fn print_list(place: &Place, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_show(path: &std::path::Path, json: bool) -> anyhow::Result<()> {
+fn print_show(path: &Path, json: bool) -> anyhow::Result<()> {
     if !path.join(MANIFEST).exists()
         && let Some(summary) = Summary::of(path)?
     {
@@ -123,6 +146,12 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
         true => Ok(()),
         false => Err(Error::bad(&paths[0], format!("{} did not verify", report.bad.len())).into()),
     }
+}
+
+fn write(path: &Path, out: &Path, choice: &Choice) -> anyhow::Result<()> {
+    let Exported { dir, files, stage } = export(path, out, choice)?;
+    println!("{}: {stage}, {files} files", dir.display());
+    Ok(())
 }
 
 fn clean(place: &Place, dry_run: bool) -> anyhow::Result<()> {

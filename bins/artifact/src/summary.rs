@@ -1,6 +1,9 @@
 //! `lcf-artifact show data/runs/RUN`: the results of a run on one screen.
 
-use crate::{list, text};
+use crate::{
+    fid, list,
+    text::{self, plain},
+};
 use lcf_store::{Artifact, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -90,7 +93,7 @@ impl Summary {
             out += &format!("\n{}", curve(probe));
         }
         if let Some(fid) = &self.fid {
-            out += &format!("\n{}\n", fid_line(fid));
+            out += &format!("\n{}\n{}", fid::line(fid), fid::others(fid));
         }
         out
     }
@@ -164,44 +167,6 @@ fn headline(train: &Value) -> String {
     parts.join(", ")
 }
 
-/// What `fid.json` says in one line, fields that are not there left out.
-fn fid_line(fid: &Value) -> String {
-    let field = |name: &str| fid.get(name).and_then(plain);
-    let sampled = |name: &str| fid.get("sample")?.get(name).and_then(plain);
-    let value = |of: &Value| of.get("fid").and_then(Value::as_f64).map_or("unknown".into(), |fid| format!("{fid:.3}"));
-    let reference = field("n_reference").zip(field("split")).map(|(n, split)| format!("against {n} {split} images"));
-    let parts: Vec<String> = [
-        field("n").map(|n| format!("{n} samples")),
-        reference,
-        field("resize").map(|resize| format!("{resize} resize")),
-        sampled("weights").map(|weights| format!("{weights} weights")),
-        sampled("sampler").zip(sampled("steps")).map(|(sampler, steps)| format!("{sampler} {steps} steps")),
-        sampled("nfe").map(|nfe| format!("NFE {nfe}")),
-        sampled("seed").map(|seed| format!("seed {seed}")),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let line = format!("FID {} ({})", value(fid), parts.join(", "));
-    let Some(floor) = fid.get("floor").filter(|floor| floor.is_object()) else { return line };
-    if floor.get("fid").is_none_or(Value::is_null) {
-        let reason = floor.get("reason").and_then(plain).unwrap_or("not measured".into());
-        return format!("{line}\nfloor: none, {reason}");
-    }
-    let images: String =
-        [floor.get("n"), fid.get("split")].into_iter().flatten().filter_map(plain).map(|part| part + " ").collect();
-    format!("{line}\nfloor: FID {} of {images}images against the same reference", value(floor))
-}
-
-/// A string or number as people write it.
-fn plain(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,20 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_name_what_is_known_and_leave_out_the_rest() {
-        let fid = json!({ "fid": 12.3456, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1",
-            "floor": { "fid": 9.87, "n": 64, "seed": 0 },
-            "sample": { "sampler": "euler", "steps": 20, "nfe": 20, "weights": "ema", "seed": 1 } });
-        assert_eq!(
-            fid_line(&fid),
-            "FID 12.346 (64 samples, against 128 train images, tf1 resize, ema weights, euler 20 steps, NFE 20, seed 1)\n\
-             floor: FID 9.870 of 64 train images against the same reference"
-        );
-        assert_eq!(fid_line(&json!({ "fid": 1.0, "floor": null })), "FID 1.000 ()");
-        let none = json!({ "fid": 1.0, "split": "test", "floor": { "fid": null, "n": 64, "reason": "too few" } });
-        assert_eq!(fid_line(&none), "FID 1.000 ()\nfloor: none, too few");
-        let test = json!({ "fid": 1.0, "split": "test", "floor": { "fid": 2.0, "n": 64 } });
-        assert!(fid_line(&test).ends_with("\nfloor: FID 2.000 of 64 test images against the same reference"));
+    fn the_headline_leaves_out_what_is_not_known() {
         let train = json!({ "objective": "fm", "parameters": 10, "final_loss": 0.5 });
         assert_eq!(headline(&train), "fm, 10 parameters, final loss 0.5000");
     }

@@ -1,5 +1,6 @@
 //! How sizes, times and paths are written.
 
+use serde_json::Value;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -74,6 +75,15 @@ pub fn columns(align: &str, rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// A string or number as people write it.
+pub fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! The program itself, on small stores built by the code that builds the real ones.
 
+mod export;
+mod pytorch;
+
 use lcf_store::{
     Artifact,
     cli::StageArgs,
@@ -33,14 +36,20 @@ impl Place {
 
     /// Publishes an artifact of `stage` that holds `files`, and links it.
     fn build(&self, stage: &str, inputs: &[&Artifact], files: &[(&str, &str)], link: Option<&str>) -> Artifact {
+        let files: Vec<(&str, &[u8])> = files.iter().map(|&(name, text)| (name, text.as_bytes())).collect();
+        self.build_bytes(stage, inputs, &files, link)
+    }
+
+    fn build_bytes(&self, stage: &str, inputs: &[&Artifact], files: &[(&str, &[u8])], link: Option<&str>) -> Artifact {
         let args = self.args(link);
         let mut plan = Plan::new(stage, 1, &json!({ "files": files }));
         for (i, input) in inputs.iter().enumerate() {
             plan = plan.input(&format!("input{i}"), input.digest());
         }
         let Begin::Build(work) = plan.begin(&args).unwrap() else { panic!("expected a build") };
-        for (name, text) in files {
-            fs::write(work.path(name), text).unwrap();
+        for (name, content) in files {
+            fs::create_dir_all(work.path(name).parent().unwrap()).unwrap();
+            fs::write(work.path(name), content).unwrap();
         }
         let artifact = work.publish().unwrap();
         args.link(&artifact).unwrap();

@@ -1,13 +1,18 @@
-//! `lcf-fid compare`: the distance between any two sets of images.
+//! `lcf-fid compare`: all metrics of any two sets of images.
 
 use crate::{
-    config::{Resize, Split},
-    frechet,
+    config::{K, MANY, MOST_NEIGHBOURS, Resize, Split},
+    distances::Nearest,
     images::Images,
     inception::{ComputeArgs, DIM},
-    rank_warning,
-    stats::Moments,
+    kid::Subsets,
+    memorisation::{Quantiles, authenticity},
+    metrics::{self, Metrics, Set, Settings},
+    neighbours,
+    picture::{self, Column},
+    report,
     subset::{self, Purpose},
+    text,
 };
 use anyhow::Result;
 use clap::Args;
@@ -47,6 +52,21 @@ pub struct CompareArgs {
     /// Write both matrices of features, "real" and "fake", to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub features_out: Option<PathBuf>,
+    /// Write a picture of generated images, each beside the real images nearest to it by features, to this PNG file
+    #[arg(long, value_name = "FILE")]
+    pub neighbours_out: Option<PathBuf>,
+    /// Precision and recall: the neighbour that ends the ball around a point
+    #[arg(long, value_name = "K", default_value_t = K, value_parser = in_range(1, MOST_NEIGHBOURS))]
+    pub k: usize,
+    /// KID: pairs of subsets
+    #[arg(long, value_name = "N", default_value_t = Subsets::default().subsets, value_parser = in_range(1, MANY))]
+    pub kid_subsets: usize,
+    /// KID: images in a subset; fewer where a set has fewer
+    #[arg(long, value_name = "N", default_value_t = Subsets::default().subset_size, value_parser = in_range(2, MANY))]
+    pub kid_subset_size: usize,
+    /// KID: seed of the subsets
+    #[arg(long, value_name = "SEED", default_value_t = Subsets::default().seed)]
+    pub kid_seed: u32,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -55,19 +75,41 @@ pub struct CompareArgs {
     pub compute: ComputeArgs,
 }
 
+/// Checks a number on the command line as the config is checked.
+fn in_range(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync {
+    move |text| match text.parse() {
+        Ok(value) if (least..=most).contains(&value) => Ok(value),
+        _ => Err(format!("{text} is not in {least}..={most}")),
+    }
+}
+
 /// The result of `compare`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// The distance.
-    pub fid: f64,
+    /// The metrics.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+    /// What a reader of these numbers has to know before quoting them.
+    pub warnings: Vec<String>,
     /// One set.
     pub real: Side,
     /// The other.
     pub fake: Side,
+    /// How far it is to the nearest real image.
+    pub nearest: Nearness,
     /// Scaling to 299x299.
     pub resize: Resize,
-    /// Whether either side has too few images for a covariance of full rank.
-    pub rank_deficient: bool,
+}
+
+/// Distances of features to the nearest real image.
+#[derive(Clone, Debug, Serialize)]
+pub struct Nearness {
+    /// Of generated images.
+    pub fake: Quantiles,
+    /// Of real images, themselves left out.
+    pub real: Quantiles,
+    /// Share of generated images farther from their nearest real image than that one is from the next.
+    pub authenticity: f64,
 }
 
 /// What was compared.
@@ -83,30 +125,51 @@ pub struct Side {
     pub n: usize,
 }
 
-/// Computes the distance.
+/// Computes the metrics.
 ///
 /// # Errors
 /// Sets of images that are not there, unreadable or too small; a failed computation.
 pub fn run(args: &CompareArgs) -> Result<Comparison> {
     let real = open(&args.real, args.real_split, args.num)?;
     let fake = open(&args.fake, args.fake_split, args.num)?;
-    if let Some(path) = &args.features_out {
-        check_parent(path)?;
-    }
+    check_parent("--features-out", args.features_out.as_deref())?;
+    check_parent("--neighbours-out", args.neighbours_out.as_deref())?;
     let network = args.compute.open(args.resize)?;
     let of_real = network.features(&real, "real")?;
     let of_fake = network.features(&fake, "fake")?;
     if let Some(path) = &args.features_out {
         save(path, &of_real, &of_fake)?;
     }
-    let moments = |features: &[f32]| Moments::of(features, DIM, network.device());
+    let kid = Subsets { subsets: args.kid_subsets, subset_size: args.kid_subset_size, seed: args.kid_seed };
+    let settings = Settings { kid, k: args.k, device: network.device() };
+    let of_real = Set::of(&of_real, DIM, &settings, "real")?;
+    let of_fake = Set::of(&of_fake, DIM, &settings, "fake")?;
+    let (metrics, nearest) = metrics::compare(&of_fake, &of_real, &settings, neighbours::SHOWN, "fake")?;
+    if let Some(path) = &args.neighbours_out {
+        draw(path, &fake, &real, &nearest)?;
+    }
     Ok(Comparison {
-        fid: frechet::distance(&moments(&of_real)?, &moments(&of_fake)?)?,
-        rank_deficient: rank_warning(real.len().min(fake.len())).is_some(),
+        warnings: report::warnings(fake.len(), real.len(), &metrics.kid, kid.subset_size),
+        metrics,
+        nearest: Nearness {
+            fake: Quantiles::of(&nearest.distances_at(0)),
+            real: Quantiles::of(&of_real.own.distances_at(1)),
+            authenticity: authenticity(&nearest, &of_real.own),
+        },
         real: Side::of(&args.real, &real),
         fake: Side::of(&args.fake, &fake),
         resize: args.resize,
     })
+}
+
+/// Writes the picture.
+fn draw(path: &Path, fake: &Images, real: &Images, nearest: &Nearest) -> Result<()> {
+    let shown = neighbours::shown(nearest);
+    let rows = shown.iter().map(|&i| nearest.indices[i * nearest.k..][..nearest.k].to_vec()).collect();
+    let sheet = picture::sheet(fake, &shown, &[Column { images: real, rows }])?;
+    sheet
+        .save_with_format(path, image::ImageFormat::Png)
+        .map_err(|error| Error::bad(path, format!("cannot be written: {error}")).into())
 }
 
 fn open(path: &Path, split: Option<Split>, num: Option<usize>) -> Result<Images> {
@@ -134,20 +197,31 @@ impl Side {
 }
 
 /// The result as people read it.
-pub fn text(result: &Comparison) -> String {
-    let Comparison { fid, real, fake, resize, .. } = result;
-    let mut text = format!("FID {fid:.4}  ({} vs {}, resize {})\n", fake.text(), real.text(), resize.name());
-    if let Some(warning) = rank_warning(real.n.min(fake.n)) {
-        text += &format!("warning: {warning}\n");
-    }
-    text
+pub fn summary(result: &Comparison) -> String {
+    let Comparison { metrics, real, fake, resize, nearest, warnings } = result;
+    let mark = if metrics.rank_deficient { format!("{}: ", text::MARK) } else { String::new() };
+    let sides = format!("{} vs {}, resize {}", fake.text(), real.text(), resize.name());
+    let mut out = format!("FID {:.4}  ({mark}{sides})\n{}\n", metrics.fid, text::beside_fid(metrics));
+    let Nearness { fake, real, authenticity } = nearest;
+    out += &format!(
+        "nearest real image by features: fake median {:.2}, least {:.2}; real {:.2}, {:.2}; authentic {:.1} %\n",
+        fake.median,
+        fake.min,
+        real.median,
+        real.min,
+        100.0 * authenticity
+    );
+    warnings.iter().for_each(|warning| out += &format!("warning: {warning}\n"));
+    out
 }
 
 /// The directory of a file to be written is looked for before minutes are spent.
-fn check_parent(path: &Path) -> Result<()> {
-    match parent(path).is_dir() {
-        true => Ok(()),
-        false => Err(Error::usage(format!("--features-out {}: no such directory", path.display())).into()),
+fn check_parent(flag: &str, path: Option<&Path>) -> Result<()> {
+    match path {
+        Some(path) if !parent(path).is_dir() => {
+            Err(Error::usage(format!("{flag} {}: no such directory", path.display())).into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -186,8 +260,9 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_wrong_usage() {
-        let error = check_parent(Path::new("/missing/x.safetensors")).unwrap_err();
+        let check = |path| check_parent("--features-out", Some(Path::new(path)));
+        let error = check("/missing/x.safetensors").unwrap_err();
         assert_eq!(error.downcast_ref::<Error>().unwrap().exit_code(), 2);
-        check_parent(Path::new("x.safetensors")).unwrap();
+        check("x.safetensors").unwrap();
     }
 }

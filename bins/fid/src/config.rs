@@ -1,5 +1,6 @@
 //! Section `fid` of the config.
 
+use crate::kid::Subsets;
 use clap::ValueEnum;
 use lcf_store::config::Section;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,11 @@ impl Resize {
     }
 }
 
+/// Most subsets of KID, and most images in one.
+pub const MANY: usize = 100_000;
+/// Largest `k`.
+pub const MOST_NEIGHBOURS: usize = 100;
+
 /// One half of a dataset.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -37,6 +43,15 @@ pub enum Split {
 }
 
 impl Split {
+    /// The other half.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Train => Self::Test,
+            Self::Test => Self::Train,
+        }
+    }
+
     /// Its name in configs and on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -46,25 +61,48 @@ impl Split {
     }
 }
 
-/// `"fid": {"resize": "tf1", "split": "train", "reference": null}`, each value the default when left out.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+/// `"fid": {"resize": "tf1", "split": "train", "reference": null, "kid": {"subsets": 100, "subset_size": 1000,
+/// "seed": 2020}, "k": 3}`, each value the default when left out.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Scaling to 299x299.
     pub resize: Resize,
-    /// Which images the samples are held against.
+    /// Which images the headline number holds the samples against. They are held against both halves.
     pub split: Split,
-    /// How many of them: a class-balanced seeded subset of that size, or all for null.
+    /// How many of them: a class-balanced seeded subset of that size, or all for null. Of the other half no more either.
     pub reference: Option<usize>,
+    /// Subsets of KID.
+    pub kid: Subsets,
+    /// Neighbour that ends the ball around a point, for precision and recall.
+    pub k: usize,
+}
+
+/// Neighbours of precision and recall in Kynkaanniemi et al. 2019 and in torch-fidelity.
+pub const K: usize = 3;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { resize: Resize::default(), split: Split::default(), reference: None, kid: Subsets::default(), k: K }
+    }
 }
 
 impl Section for Config {
     const NAME: &'static str = "fid";
 
     fn validate(&self) -> Result<(), String> {
-        match self.reference {
-            Some(n) if n < 2 => Err(format!("reference: {n} images have no covariance, expected null or at least 2")),
-            _ => Ok(()),
+        if let Some(n @ 0..2) = self.reference {
+            return Err(format!("reference: {n} images have no covariance, expected null or at least 2"));
+        }
+        let Subsets { subsets, subset_size, .. } = self.kid;
+        let ranges = [
+            ("kid.subsets", subsets, 1..=MANY),
+            ("kid.subset_size", subset_size, 2..=MANY),
+            ("k", self.k, 1..=MOST_NEIGHBOURS),
+        ];
+        match ranges.iter().find(|(_, value, range)| !range.contains(value)) {
+            Some((name, value, range)) => Err(format!("{name}: {value} is not in {range:?}")),
+            None => Ok(()),
         }
     }
 }
@@ -85,14 +123,23 @@ mod tests {
     #[test]
     fn defaults_are_the_published_protocol() {
         let config = load("{}", &[]).unwrap();
-        assert_eq!(config, Config { resize: Resize::Tf1, split: Split::Train, reference: None });
+        let kid = Subsets { subsets: 100, subset_size: 1000, seed: 2020 };
+        assert_eq!(config, Config { resize: Resize::Tf1, split: Split::Train, reference: None, kid, k: 3 });
+        assert_eq!(config, Config::default());
     }
 
     #[test]
     fn values_are_named_and_checked() {
         let config = load(r#"{"resize": "half-pixel", "split": "test"}"#, &["fid.reference=500"]).unwrap();
-        assert_eq!(config, Config { resize: Resize::HalfPixel, split: Split::Test, reference: Some(500) });
+        let expected =
+            Config { resize: Resize::HalfPixel, split: Split::Test, reference: Some(500), ..Config::default() };
+        assert_eq!(config, expected);
         assert!(load("{}", &["fid.reference=1"]).unwrap_err().contains("fid.reference: 1 images have no covariance"));
+        let kid = load(r#"{"kid": {"subsets": 50}}"#, &["fid.k=5"]).unwrap();
+        assert_eq!((kid.kid, kid.k), (Subsets { subsets: 50, ..Subsets::default() }, 5));
+        assert!(load("{}", &["fid.k=0"]).unwrap_err().contains("fid.k: 0 is not in 1..=100"));
+        let error = load("{}", &["fid.kid.subset_size=1"]).unwrap_err();
+        assert!(error.contains("fid.kid.subset_size: 1 is not in 2..=100000"), "{error}");
         assert!(load(r#"{"resize": "bicubic"}"#, &[]).unwrap_err().contains("fid.resize: unknown variant"));
         assert!(load(r#"{"splt": "train"}"#, &[]).unwrap_err().contains("unknown field `splt`"));
     }

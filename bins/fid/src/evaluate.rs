@@ -1,12 +1,17 @@
-//! The stage: samples against the reference, and the bias floor at their number.
+//! The stage: samples against both halves of a dataset, the bias floor at their number, and what copies of training
+//! images there are.
 
 use crate::{
-    config::{Config, Resize, Split},
+    config::{Config, Split},
+    distances::Nearest,
     frechet,
     images::{Images, SAMPLE_STAGE},
-    inception::{ComputeArgs, DIM, SHA256},
-    rank_warning,
+    inception::{ComputeArgs, DIM, Inception, SHA256},
+    metrics::{self, Metrics, Set, Settings},
+    neighbours::{self, Around, Memorisation},
     reference::{self, Lazy, Reference},
+    report::{Against, Digests, Floor, Halves, REPORT, Report, Spread, warnings},
+    samples::{self, Sampled},
     stats::Moments,
     subset::{self, Purpose},
 };
@@ -15,104 +20,58 @@ use lcf_model::device;
 use lcf_store::{
     Artifact, Error,
     cli::StageArgs,
-    dataset, npy,
+    dataset::{self, Dataset},
+    npy,
     stage::{Begin, Plan, Work, pretty},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{fs, path::Path};
 
 /// Bumped by hand when the meaning of the stage changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Seed of the real images that stand in for samples.
 const FLOOR_SEED: u64 = 0;
-const REPORT: &str = "fid.json";
-const SAMPLE_META: &str = "sample.json";
 
-/// `fid.json`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// The distance.
-    pub fid: f64,
-    /// Number of samples.
-    pub n: usize,
-    /// Number of real images.
-    pub n_reference: usize,
-    /// Name of the dataset they are from.
-    pub dataset: String,
-    /// Half of it.
-    pub split: Split,
-    /// Scaling to 299x299.
-    pub resize: Resize,
-    /// Whether either side has too few images for a covariance of full rank.
-    pub rank_deficient: bool,
-    /// What real images would get.
-    pub floor: Floor,
-    /// `sample.json` of the samples as it is: sampler, steps, weights, seed.
-    pub sample: Value,
-    /// Content of the inputs.
-    pub digests: Digests,
+/// What a run of the stage gave.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The result.
+    pub artifact: Artifact,
+    /// What it says.
+    pub report: Report,
+    /// Whether it was built now.
+    pub built: bool,
 }
 
-/// The bias floor: the distance of n of the reference's own images from all of them. FID falls with n, so samples that
-/// are perfect still get about this much.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Floor {
-    /// The distance, or null for `reason`.
-    pub fid: Option<f64>,
-    /// Number of real images taken.
-    pub n: usize,
-    /// Seed they were drawn with.
-    pub seed: u64,
-    /// Why there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// Digests of artifacts, and the hash of the network.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Digests {
-    /// The sample artifact.
-    pub samples: String,
-    /// The dataset.
-    pub data: String,
-    /// The reference artifact.
-    pub reference: String,
-    /// SHA-256 of the network.
-    pub weights: String,
-}
-
-/// Builds or finds the result, links it, and returns it with what it says.
+/// Builds or finds the result, links it, and returns it with what it says. Of several `samples` the first gives the
+/// headline; the others may differ from it in the seed alone.
 ///
 /// # Errors
 /// Inputs that are not what they have to be, a failed computation, a store that cannot be written.
-pub fn run(args: &StageArgs, samples: &Path, data: &Path, compute: &ComputeArgs) -> Result<(Artifact, Report)> {
+pub fn run(args: &StageArgs, samples: &[impl AsRef<Path>], data: &Path, compute: &ComputeArgs) -> Result<Outcome> {
     let config: Config = args.section()?;
-    let sampled = Artifact::open(samples, SAMPLE_STAGE)?;
+    let sampled =
+        samples.iter().map(|path| Artifact::open(path, SAMPLE_STAGE)).collect::<lcf_store::Result<Vec<_>>>()?;
     let real = read_dataset(data)?;
-    note_other_data(&sampled, &real)?;
-    let plan = Plan::of(VERSION, &config)
-        .input("samples", sampled.digest())
-        .input("data", real.digest())
-        .input("weights", SHA256);
-    let artifact = match plan.begin(args)? {
+    samples::note_other_data(&sampled, &real)?;
+    let mut plan = Plan::of(VERSION, &config).input("data", real.digest()).input("weights", SHA256);
+    for (i, sampled) in sampled.iter().enumerate() {
+        plan = plan.input(&samples::role(i), sampled.digest());
+    }
+    let (artifact, built) = match plan.begin(args)? {
         Begin::UpToDate(artifact) => {
-            if let Some(reference) = reference::find(args, &config, real.digest()) {
-                link_reference(args, &reference)?;
-            }
-            artifact
+            link_references(args, &config, &real)?;
+            (artifact, false)
         }
         Begin::Build(work) => {
             work.clear()?;
-            build(work, args, &config, &sampled, data, compute)?
+            real.verify()?;
+            let build = Build { args, config: &config, data: &real };
+            (build.run(work, samples::open(sampled)?, compute)?, true)
         }
     };
     args.link(&artifact)?;
     let report = artifact.json(REPORT)?;
-    Ok((artifact, report))
+    Ok(Outcome { artifact, report, built })
 }
 
 /// The dataset's manifest, for its digest; its files are verified when they are needed.
@@ -127,108 +86,181 @@ fn read_dataset(data: &Path) -> Result<Artifact> {
     }
 }
 
-fn build(
-    mut work: Work,
-    args: &StageArgs,
-    config: &Config,
-    sampled: &Artifact,
-    data: &Path,
-    compute: &ComputeArgs,
-) -> Result<Artifact> {
-    // What is wrong with the samples is said before minutes go into the reference.
-    let images = Images::samples(sampled)?;
-    images.at_least_two()?;
-    let sample = sample_meta(sampled, images.len())?;
-    let mut network = Lazy::new(compute, config.resize);
-    let reference = Reference::open(args, config, data, &mut network)?;
-    link_reference(args, &reference.artifact)?;
-    let network = network.get()?;
-    let features = network.features(&images, "samples")?;
-    let moments = Moments::of(&features, DIM, network.device())?;
-    let (n, n_reference) = (images.len(), reference.meta.n);
-    let report = Report {
-        fid: frechet::distance(&reference.moments, &moments)?,
-        n,
-        n_reference,
-        dataset: reference.meta.dataset.clone(),
-        split: config.split,
-        resize: config.resize,
-        rank_deficient: rank_warning(n.min(n_reference)).is_some(),
-        floor: floor(&reference, n, network.device())?,
-        sample,
-        digests: Digests {
-            samples: sampled.digest().to_owned(),
-            data: reference.artifact.manifest().inputs["data"].clone(),
-            reference: reference.artifact.digest().to_owned(),
-            weights: SHA256.to_owned(),
-        },
-    };
-    device::record(work.provenance(), network.device());
-    npy::write(&work.path("features.npy"), &[n, DIM], &features)?;
-    let path = work.path(REPORT);
-    fs::write(&path, pretty(&report)).map_err(Error::io(&path, "write"))?;
-    Ok(work.publish()?)
-}
-
-/// Links the reference beside the result, as `reference`: it is no input by digest, since the result's key has to be
-/// known before the reference is built, so without a link `lcf-artifact gc` would collect it.
-fn link_reference(args: &StageArgs, reference: &Artifact) -> Result<()> {
-    let link = args.link.as_ref().map(|link| link.with_file_name(reference::STAGE));
-    Ok(StageArgs { link, ..args.clone() }.link(reference)?)
-}
-
-/// Says so when the model behind the samples was trained on something else than the dataset they are held against.
-fn note_other_data(sampled: &Artifact, real: &Artifact) -> Result<()> {
-    let sample: Value = sampled.json(SAMPLE_META)?;
-    if sample["data"].as_str().is_some_and(|data| data != real.digest()) {
-        eprintln!("fid: note: these samples are of a model that was not trained on this dataset artifact");
+/// Links the references beside the result, where the store has them: they are no inputs by digest, since the result's
+/// key has to be known before they are built, so without a link `lcf-artifact gc` would collect them.
+fn link_references(args: &StageArgs, config: &Config, data: &Artifact) -> Result<()> {
+    let meta: dataset::Meta = data.json(dataset::META)?;
+    let other = reference::of_other_half(config, &meta);
+    for (half, name) in [(Some(config), reference::STAGE.to_owned()), (other.as_ref(), other_name(config))] {
+        let found = half.and_then(|half| reference::find(args, half, data.digest()));
+        found.map(|reference| link_reference(args, &reference, &name)).transpose()?;
     }
     Ok(())
 }
 
-/// `sample.json`, which has to speak of as many images as there are.
-fn sample_meta(sampled: &Artifact, n: usize) -> Result<Value> {
-    let sample: Value = sampled.json(SAMPLE_META)?;
-    match sample["num"].as_u64() {
-        Some(num) if num == n as u64 => Ok(sample),
-        _ => {
-            let message = format!("found num {}, expected the {n} of the images", sample["num"]);
-            Err(Error::bad(sampled.file(SAMPLE_META)?, message).into())
+fn link_reference(args: &StageArgs, reference: &Artifact, name: &str) -> Result<()> {
+    let link = args.link.as_ref().map(|link| link.with_file_name(name));
+    Ok(StageArgs { link, ..args.clone() }.link(reference)?)
+}
+
+/// Name of the link to the reference of the half that gives no headline.
+fn other_name(config: &Config) -> String {
+    format!("{}-{}", reference::STAGE, config.split.other().name())
+}
+
+/// What a build reads.
+struct Build<'a> {
+    args: &'a StageArgs,
+    config: &'a Config,
+    data: &'a Artifact,
+}
+
+/// A half of the dataset and its features.
+struct Half<'a> {
+    reference: &'a Reference,
+    set: Set<'a>,
+}
+
+/// The samples against a half.
+struct Judged<'a> {
+    half: &'a Half<'a>,
+    metrics: Metrics,
+    nearest: Nearest,
+}
+
+impl Build<'_> {
+    fn run(&self, mut work: Work, sampled: Vec<Sampled>, compute: &ComputeArgs) -> Result<Artifact> {
+        let Self { args, config, data } = *self;
+        let mut network = Lazy::new(compute, config.resize);
+        let headline = Reference::open(args, config, data, &mut network)?;
+        link_reference(args, &headline.artifact, reference::STAGE)?;
+        let other = reference::of_other_half(config, &data.json(dataset::META)?)
+            .map(|config| Reference::open(args, &config, data, &mut network))
+            .transpose()?;
+        if let Some(other) = &other {
+            link_reference(args, &other.artifact, &other_name(config))?;
         }
+        let network = network.get()?;
+        let features = self.features(&sampled, network, &work)?;
+        let settings = Settings { kid: config.kid, k: config.k, device: network.device() };
+        device::record(work.provenance(), settings.device);
+        let headline = Half::of(&headline, &settings)?;
+        let other = other.as_ref().map(|other| Half::of(other, &settings)).transpose()?;
+        let report = self.report(&sampled, &features, (&headline, other.as_ref()), &settings, &work)?;
+        let path = work.path(REPORT);
+        fs::write(&path, pretty(&report)).map_err(Error::io(&path, "write"))?;
+        Ok(work.publish()?)
+    }
+
+    /// Features of each sampling, written as `features.npy`, `features-1.npy`, ...
+    fn features(&self, sampled: &[Sampled], network: &Inception, work: &Work) -> Result<Vec<Vec<f32>>> {
+        let mut all = Vec::new();
+        for (i, Sampled { images, .. }) in sampled.iter().enumerate() {
+            let features = network.features(images, &samples::role(i))?;
+            let name = samples::role(i).replace("samples", "features");
+            npy::write(&work.path(&format!("{name}.npy")), &[images.len(), DIM], &features)?;
+            all.push(features);
+        }
+        Ok(all)
+    }
+
+    fn report(
+        &self,
+        sampled: &[Sampled],
+        features: &[Vec<f32>],
+        (headline, other): (&Half, Option<&Half>),
+        settings: &Settings,
+        work: &Work,
+    ) -> Result<Report> {
+        let set = Set::of(&features[0], DIM, settings, "samples")?;
+        let first = Judged::of(&set, headline, settings)?;
+        let (n, real, metrics) = (set.n(), &headline.reference.meta, first.metrics);
+        let mut seeds = vec![sampled[0].seed(metrics)];
+        for (sampled, features) in sampled.iter().zip(features).skip(1) {
+            let set = Set::of(features, DIM, settings, "samples")?;
+            seeds.push(sampled.seed(metrics::compare(&set, &headline.set, settings, 1, "samples")?.0));
+        }
+        let other = other.map(|other| Judged::of(&set, other, settings)).transpose()?;
+        let (train, test) = match self.config.split {
+            Split::Train => (Some(first), other),
+            Split::Test => (other, Some(first)),
+        };
+        let against = Halves { train: train.as_ref().map(Judged::against), test: test.as_ref().map(Judged::against) };
+        let memorisation = match (train, test) {
+            (Some(train), Some(test)) => Some(self.look(&sampled[0].images, train, test.half, settings, work)?),
+            _ => None,
+        };
+        Ok(Report {
+            fid: metrics.fid,
+            n,
+            n_reference: real.n,
+            dataset: real.dataset.clone(),
+            split: real.split,
+            resize: real.resize,
+            rank_deficient: metrics.rank_deficient,
+            warnings: warnings(n, real.n, &metrics.kid, self.config.kid.subset_size),
+            floor: floor(headline, n, settings)?,
+            against,
+            spread: Spread::of(&seeds),
+            seeds: if seeds.len() > 1 { seeds } else { Vec::new() },
+            memorisation,
+            sample: sampled[0].meta.clone(),
+            digests: Digests {
+                samples: sampled[0].artifact.digest().to_owned(),
+                data: self.data.digest().to_owned(),
+                reference: headline.reference.artifact.digest().to_owned(),
+                weights: SHA256.to_owned(),
+            },
+        })
+    }
+
+    fn look(
+        &self,
+        samples: &Images,
+        train: Judged,
+        test: &Half,
+        settings: &Settings,
+        work: &Work,
+    ) -> Result<Memorisation> {
+        let dataset = || Dataset::of(self.data.clone());
+        let around = Around {
+            samples,
+            test: &test.reference.images(dataset()?)?,
+            reference: &train.half.reference.images(dataset()?)?,
+            train: &Images::dataset(dataset()?, Split::Train)?,
+        };
+        neighbours::look(&around, (train.nearest, &train.half.set, &test.set), settings, work)
     }
 }
 
-fn floor(reference: &Reference, n: usize, device: tch::Device) -> Result<Floor> {
-    let all = reference.meta.n;
+impl<'a> Half<'a> {
+    fn of(reference: &'a Reference, settings: &Settings) -> Result<Self> {
+        let what = format!("{} {}", reference.meta.dataset, reference.meta.split.name());
+        let set = Set::with(reference.moments.share(), reference.all(), DIM, settings, &what)?;
+        Ok(Self { reference, set })
+    }
+}
+
+impl<'a> Judged<'a> {
+    fn of(samples: &Set, half: &'a Half<'a>, settings: &Settings) -> Result<Self> {
+        let (metrics, nearest) = metrics::compare(samples, &half.set, settings, neighbours::SHOWN, "samples")?;
+        Ok(Self { half, metrics, nearest })
+    }
+
+    fn against(&self) -> Against {
+        let Reference { artifact, meta, .. } = self.half.reference;
+        Against { n_reference: meta.n, metrics: self.metrics, reference: artifact.digest().to_owned() }
+    }
+}
+
+fn floor(half: &Half, n: usize, settings: &Settings) -> Result<Floor> {
+    let all = half.reference.meta.n;
     if n >= all {
         let reason = format!("{n} samples are not fewer than the {all} reference images");
         return Ok(Floor { fid: None, n, seed: FLOOR_SEED, reason: Some(reason) });
     }
     let chosen = subset::uniform(all, n, FLOOR_SEED, Purpose::Floor);
-    let moments = Moments::of(&reference.features(&chosen), DIM, device)?;
-    Ok(Floor { fid: Some(frechet::distance(&reference.moments, &moments)?), n, seed: FLOOR_SEED, reason: None })
-}
-
-/// The result as people read it, without the path of the artifact.
-pub fn text(report: &Report) -> String {
-    let Report { fid, n, n_reference, dataset, split, resize, floor, sample, .. } = report;
-    let of = |name: &str| sample[name].as_str().map_or_else(|| sample[name].to_string(), str::to_owned);
-    let mut text = format!(
-        "FID {fid:.2}  (n {n} vs {dataset} {} {n_reference}, resize {}, weights {}, {} {} steps, NFE {}, seed {})\n",
-        split.name(),
-        resize.name(),
-        of("weights"),
-        of("sampler"),
-        of("steps"),
-        of("nfe"),
-        of("seed")
-    );
-    match (floor.fid, &floor.reason) {
-        (Some(fid), _) => text += &format!("bias floor at n {}: {fid:.2}\n", floor.n),
-        (None, reason) => text += &format!("bias floor: none, {}\n", reason.as_deref().unwrap_or("not measured")),
-    }
-    if let Some(warning) = rank_warning(*n.min(n_reference)) {
-        text += &format!("warning: {warning}\n");
-    }
-    text
+    let moments = Moments::of(&half.reference.features(&chosen), DIM, settings.device)?;
+    let fid = frechet::distance(&half.set.moments, &moments)?;
+    Ok(Floor { fid: Some(fid), n, seed: FLOOR_SEED, reason: None })
 }

@@ -23,17 +23,15 @@ pub fn distance(a: &Moments, b: &Moments) -> Result<f64> {
     let offset = a.mean.f_sub(&b.mean)?.f_square()?;
     let total = sum(&offset)? + sum(&a.cov.f_trace()?)? + sum(&b.cov.f_trace()?)?;
     ensure!(total.is_finite(), "the features are not finite");
-    let distance = total - 2.0 * trace_of_root(&a.cov, &b.cov)?;
+    let distance = total - 2.0 * trace_of_root(a.root()?, &b.cov)?;
     ensure!(distance.is_finite(), "the distance is not finite");
     // A square, which rounding takes below 0 when the two are equal.
     Ok(distance.max(0.0))
 }
 
-/// `tr((S1 S2)^(1/2))` of symmetric positive semidefinite S1 and S2, `[D, D]` each.
-fn trace_of_root(s1: &Tensor, s2: &Tensor) -> Result<f64, TchError> {
-    let (values, vectors) = s1.f_linalg_eigh("L")?;
-    let root = vectors.f_mul(&values.f_clamp_min(0.0)?.f_sqrt()?)?;
-    let product = root.f_transpose(0, 1)?.f_matmul(&s2.f_matmul(&root)?)?;
+/// `tr((S1 S2)^(1/2))` of symmetric positive semidefinite S1 = R R' and S2, `[D, D]` each.
+fn trace_of_root(root: &Tensor, s2: &Tensor) -> Result<f64, TchError> {
+    let product = root.f_transpose(0, 1)?.f_matmul(&s2.f_matmul(root)?)?;
     let symmetric = product.f_add(&product.f_transpose(0, 1)?)?.f_div_scalar(2.0)?;
     sum(&symmetric.f_linalg_eigvalsh("L")?.f_clamp_min(0.0)?.f_sqrt()?)
 }
@@ -48,12 +46,12 @@ mod tests {
 
     fn moments(mean: &[f64], cov: &[f64]) -> Moments {
         let d = mean.len() as i64;
-        Moments { mean: Tensor::from_slice(mean), cov: Tensor::from_slice(cov).view([d, d]) }
+        Moments::new(Tensor::from_slice(mean), Tensor::from_slice(cov).view([d, d]))
     }
 
     fn diagonal(mean: &[f64], variances: &[f64]) -> Moments {
         let cov = Tensor::from_slice(variances).diag(0);
-        Moments { mean: Tensor::from_slice(mean), cov }
+        Moments::new(Tensor::from_slice(mean), cov)
     }
 
     fn close(found: f64, expected: f64) {

@@ -166,6 +166,29 @@ impl Images {
         self.chosen.is_empty()
     }
 
+    /// `[C, H, W]` where all have one size by construction; `None` of a folder.
+    pub fn shape(&self) -> Option<[usize; 3]> {
+        match self.source {
+            Source::Dataset { shape, .. } => Some(shape),
+            Source::Mapped { shape: [h, w, c], .. } | Source::Memory { shape: [h, w, c], .. } => Some([c, h, w]),
+            Source::Files(_) => None,
+        }
+    }
+
+    /// Place of image `i` among all that are there.
+    pub fn place(&self, i: usize) -> usize {
+        self.chosen[i]
+    }
+
+    /// Image `i` as an error names it: its file, or its place.
+    pub fn name(&self, i: usize) -> String {
+        match (&self.source, self.split) {
+            (Source::Files(files), _) => files[self.chosen[i]].display().to_string(),
+            (_, Some(split)) => format!("{}: {} image {}", self.path.display(), split.name(), self.chosen[i]),
+            _ => format!("{}: image {}", self.path.display(), self.chosen[i]),
+        }
+    }
+
     /// Keeps the images of `indices` alone, in that order.
     pub fn select(&mut self, indices: &[usize]) {
         self.chosen = indices.iter().map(|&i| self.chosen[i]).collect();

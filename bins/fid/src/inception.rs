@@ -5,7 +5,7 @@ use crate::{
     images::{Images, Pixels},
     resize::bilinear,
 };
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use lcf_model::device::{self, DeviceArgs};
 use lcf_store::{Error, digest, fetch, progress};
@@ -126,7 +126,7 @@ impl Inception {
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
         eprintln!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
-        ensure!(out.iter().all(|value| value.is_finite()), "{what}: the network returned numbers that are not finite");
+        check_finite(&out, |i| images.name(i))?;
         Ok(out)
     }
 
@@ -161,6 +161,17 @@ impl Inception {
     }
 }
 
+/// Refuses features, `[n, 2048]`, one of which is not finite, and says whose.
+fn check_finite(features: &[f32], name: impl Fn(usize) -> String) -> Result<()> {
+    match features.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (image, feature) = (name(at / DIM), at % DIM);
+            bail!("{image}: feature {feature} of {DIM} is {}, expected finite numbers", features[at])
+        }
+    }
+}
+
 /// Stores the weights of convolutions channels last, which makes every convolution run so.
 fn channels_last(module: &CModule) -> Result<(), TchError> {
     for (_, mut weight) in module.named_parameters()? {
@@ -189,5 +200,20 @@ fn torch(on: Device, error: &TchError) -> anyhow::Error {
     match text.contains("out of memory") || text.contains("allocate memory") {
         true => Error::bad(device::name(on), line).with_hint("give a smaller --batch, or free memory").into(),
         false => anyhow!("{}: {line}", device::name(on)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feature_that_is_not_finite_is_named() {
+        let mut features = vec![0.5; 3 * DIM];
+        let check = |features: &[f32]| check_finite(features, |i| format!("image {i}")).map_err(|e| e.to_string());
+        assert_eq!(check(&features), Ok(()));
+        features[2 * DIM + 7] = f32::INFINITY;
+        features[DIM + 5] = f32::NAN;
+        assert_eq!(check(&features).unwrap_err(), "image 1: feature 5 of 2048 is NaN, expected finite numbers");
     }
 }

@@ -1,22 +1,37 @@
-//! Stage `fid`: Inception features of images and the Frechet distance between two sets of them.
+//! Stage `fid`: Inception features of images, and the distances between two sets of them: Frechet distance, KID,
+//! precision and recall, and whether one copies the other.
 //!
 //! Images are uint8; features are those of the Inception network of Heusel et al. (2017), `[N, 2048]` fp32 (D = 2048);
 //! statistics are fp64. The order of things: [`images`] reads, [`resize`] scales to 299x299, [`inception`] maps to
-//! features, [`stats`] takes mean and covariance, [`frechet`] the distance. [`evaluate`] is the stage, [`reference`] the
-//! artifact of the real images' statistics, [`compare`] the subcommand for any two sets.
+//! features, [`stats`] takes mean and covariance, [`frechet`] and [`kid`] the distances, [`distances`] those between
+//! single points, of which [`metrics`] makes precision and recall and [`memorisation`] says what is near. [`evaluate`] is
+//! the stage, [`reference`] the artifact of the real images' statistics, [`report`], [`text`] and [`neighbours`] what it says,
+//! [`compare`] the subcommand for any two sets.
 
+pub mod chart;
 pub mod compare;
 pub mod config;
+pub mod distances;
 pub mod evaluate;
 pub mod folder;
 pub mod frechet;
 pub mod images;
 pub mod inception;
+pub mod kid;
+pub mod memorisation;
+pub mod metrics;
+pub mod neighbours;
 pub mod npz;
+pub mod numpy_random;
+pub mod picture;
+pub mod points;
 pub mod reference;
+pub mod report;
 pub mod resize;
+pub mod samples;
 pub mod stats;
 pub mod subset;
+pub mod text;
 
 /// The line to show with a distance from too few images, where one is due.
 ///

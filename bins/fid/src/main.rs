@@ -1,12 +1,13 @@
-//! lcf-fid: the Frechet Inception distance of samples from a dataset, and `compare` for any two sets of images.
+//! lcf-fid: FID, KID, precision and recall of samples and what they copy of a dataset, and `compare` for any two sets of
+//! images.
 
 use clap::{Args, Parser, Subcommand};
-use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs};
+use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs, text};
 use lcf_store::{cli, cli::StageArgs};
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
 
-/// Frechet Inception distance of samples from a dataset
+/// FID, KID, precision and recall of samples against a dataset, and whether they copy its training images
 #[derive(Parser)]
 #[command(name = "lcf-fid", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
@@ -22,15 +23,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The distance between any two sets of images
+    /// The same numbers for any two sets of images
     Compare(CompareArgs),
 }
 
 #[derive(Args)]
 struct Inputs {
-    /// Artifact of lcf-sample, or a link to it
-    #[arg(long, value_name = "PATH")]
-    samples: PathBuf,
+    /// Artifact of lcf-sample, or a link to it. Given several times, for samples that differ in their seed alone: the first
+    /// gives the headline, all of them the spread
+    #[arg(long, value_name = "PATH", required = true)]
+    samples: Vec<PathBuf>,
     /// Dataset of lcf-prepare, or a link to it
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
@@ -46,23 +48,23 @@ fn main() -> ExitCode {
 }
 
 fn run_stage(args: &StageArgs, inputs: &Inputs, compute: &ComputeArgs) -> anyhow::Result<()> {
-    let (artifact, report) = evaluate::run(args, &inputs.samples, &inputs.data, compute)?;
-    print(args.json, &evaluate::text(&report), || {
-        let mut value = json!({"artifact": artifact.dir(), "digest": artifact.digest()});
+    let evaluate::Outcome { artifact, report, built } = evaluate::run(args, &inputs.samples, &inputs.data, compute)?;
+    print(args.json, &text::report(&report), || {
+        let mut value = json!({"artifact": artifact.dir(), "digest": artifact.digest(), "built": built});
         if let (Value::Object(all), Ok(Value::Object(report))) = (&mut value, serde_json::to_value(&report)) {
             all.extend(report);
         }
         value
     });
     if !args.json {
-        println!("{}", artifact.dir().display());
+        println!("{}{}", artifact.dir().display(), if built { "" } else { " (up to date)" });
     }
     Ok(())
 }
 
 fn run_compare(args: &CompareArgs) -> anyhow::Result<()> {
     let result = compare::run(args)?;
-    print(args.json, &compare::text(&result), || json!(result));
+    print(args.json, &compare::summary(&result), || json!(result));
     Ok(())
 }
 

@@ -12,12 +12,12 @@ use lcf_model::device;
 use lcf_store::{
     Artifact, Error,
     cli::StageArgs,
-    dataset::Dataset,
+    dataset::{self, Dataset},
     npy::{self, Npy},
     stage::{Begin, Plan, Work, pretty},
 };
 use serde::{Deserialize, Serialize};
-use std::{fs, path::Path};
+use std::fs;
 
 /// Stage name of reference artifacts.
 pub const STAGE: &str = "reference";
@@ -65,26 +65,26 @@ pub struct Reference {
     /// Moments of all its images.
     pub moments: Moments,
     features: Npy<f32>,
+    config: Config,
 }
 
 impl Reference {
-    /// Opens the reference that `config` asks for, and builds it first where the store has none. `network` loads the
-    /// network when it is needed.
+    /// Opens the reference that `config` asks for of the verified dataset `data`, and builds it first where the store has
+    /// none. `network` loads the network when it is needed.
     ///
     /// # Errors
     /// A split with fewer images than asked for, and whatever goes wrong on the way.
-    pub fn open(args: &StageArgs, config: &Config, data: &Path, network: &mut Lazy) -> Result<Self> {
-        let dataset = Dataset::open(data)?;
-        match plan(config, dataset.artifact.digest()).begin(args)? {
-            Begin::UpToDate(artifact) => Self::of(artifact),
+    pub fn open(args: &StageArgs, config: &Config, data: &Artifact, network: &mut Lazy) -> Result<Self> {
+        match plan(config, data.digest()).begin(args)? {
+            Begin::UpToDate(artifact) => Self::of(artifact, config),
             Begin::Build(work) => {
                 work.clear()?;
-                Self::of(build(work, dataset, config, network.get()?)?)
+                Self::of(build(work, Dataset::of(data.clone())?, config, network.get()?)?, config)
             }
         }
     }
 
-    fn of(artifact: Artifact) -> Result<Self> {
+    fn of(artifact: Artifact, config: &Config) -> Result<Self> {
         let meta: Meta = artifact.json(META)?;
         let moments = Moments::read(&artifact.file("mean.npy")?, &artifact.file("cov.npy")?)?;
         let features = Npy::open(&artifact.file(FEATURES)?)?;
@@ -92,7 +92,20 @@ impl Reference {
             let message = format!("found shape {:?}, expected [{}, {DIM}]", features.shape(), meta.n);
             return Err(Error::bad(features.path(), message).into());
         }
-        Ok(Self { artifact, meta, moments, features })
+        Ok(Self { artifact, meta, moments, features, config: config.clone() })
+    }
+
+    /// The images that it is of.
+    ///
+    /// # Errors
+    /// A split with fewer images than asked for, or than two.
+    pub fn images(&self, dataset: Dataset) -> Result<Images> {
+        Ok(choose(dataset, &self.config)?.0)
+    }
+
+    /// All features, `[n, 2048]`.
+    pub fn all(&self) -> &[f32] {
+        self.features.values()
     }
 
     /// Features of the images of `indices`, `[n, 2048]`.
@@ -149,6 +162,15 @@ fn build(mut work: Work, dataset: Dataset, config: &Config, network: &Inception)
     let path = work.path(META);
     fs::write(&path, pretty(&meta)).map_err(Error::io(&path, "write"))?;
     Ok(work.publish()?)
+}
+
+/// The config of a reference of the other half of `dataset`: no more images than are asked for, or than it has. None
+/// where it has less than two.
+pub fn of_other_half(config: &Config, dataset: &dataset::Meta) -> Option<Config> {
+    let split = config.split.other();
+    let half = if split == Split::Train { &dataset.train } else { &dataset.test };
+    let reference = config.reference.map(|n| n.min(half.count));
+    (half.count >= 2).then(|| Config { split, reference, ..config.clone() })
 }
 
 /// The images of the split, or the subset of them that is asked for.

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 use lcf_store::{Error, npy};
-use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use std::{cell::OnceCell, path::Path};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Rows taken at once: 64 MiB of fp64 at D = 2048.
 const CHUNK: usize = 4096;
@@ -15,9 +15,29 @@ pub struct Moments {
     pub mean: Tensor,
     /// Covariance with n - 1 in the denominator, `[D, D]`.
     pub cov: Tensor,
+    root: OnceCell<Tensor>,
 }
 
 impl Moments {
+    /// These.
+    pub fn new(mean: Tensor, cov: Tensor) -> Self {
+        Self { mean, cov, root: OnceCell::new() }
+    }
+
+    /// An R with R R' = S, `[D, D]`: the eigenvectors of the covariance times the roots of its eigenvalues, where those
+    /// that rounding made negative count as 0. Computed once: a reference is held against several sets.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn root(&self) -> Result<&Tensor, TchError> {
+        if let Some(root) = self.root.get() {
+            return Ok(root);
+        }
+        let (values, vectors) = self.cov.f_linalg_eigh("L")?;
+        let root = vectors.f_mul(&values.f_clamp_min(0.0)?.f_sqrt()?)?;
+        Ok(self.root.get_or_init(|| root))
+    }
+
     /// Moments of the rows of `values`, `[n, dim]` in C order, computed on `device`: the mean first, then the products
     /// of what is left, so that large means cancel nothing.
     ///
@@ -40,7 +60,13 @@ impl Moments {
             products = products.f_addmm(&centred.f_transpose(0, 1)?, &centred)?;
         }
         let cov = products.f_div_scalar((n - 1) as f64)?;
-        Ok(Self { mean: mean.f_to_device(Device::Cpu)?, cov: cov.f_to_device(Device::Cpu)? })
+        Ok(Self::new(mean.f_to_device(Device::Cpu)?, cov.f_to_device(Device::Cpu)?))
+    }
+
+    /// The same moments once more, in the same memory.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self::new(self.mean.shallow_clone(), self.cov.shallow_clone())
     }
 
     /// Writes `mean.npy` and `cov.npy`, fp64, to `dir`.
@@ -67,7 +93,7 @@ impl Moments {
             return Err(Error::bad(cov.path(), format!("found shapes {found:?}, expected [D] and [D, D]")).into());
         }
         let matrix = Tensor::f_from_slice(cov.values())?.f_view([d as i64, d as i64])?;
-        Ok(Self { mean: Tensor::f_from_slice(mean.values())?, cov: matrix })
+        Ok(Self::new(Tensor::f_from_slice(mean.values())?, matrix))
     }
 }
 

@@ -7,7 +7,7 @@ use lcf_store::{
     npy,
     stage::{Begin, Plan, Work},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -61,15 +61,15 @@ pub fn bytes(n: usize, seed: usize) -> Vec<u8> {
     (0..n).map(|i| ((i * i * 31 + i * (17 + seed) + seed * 101) % 251) as u8).collect()
 }
 
-fn work(store: &Path, stage: &str) -> Work {
+fn work(store: &Path, stage: &str, config: &Value) -> Work {
     let args = StageArgs { store: store.to_owned(), ..StageArgs::default() };
-    let Begin::Build(work) = Plan::new(stage, 1, &()).begin(&args).unwrap() else { panic!("expected a build") };
+    let Begin::Build(work) = Plan::new(stage, 1, config).begin(&args).unwrap() else { panic!("expected a build") };
     work
 }
 
 /// A dataset of `train` training and `test` test images, 4x4 RGB, in two classes.
 pub fn dataset(store: &Path, train: usize, test: usize) -> Artifact {
-    let work = work(store, STAGE);
+    let work = work(store, STAGE, &Value::Null);
     let split = |name: &str, count: usize, seed| {
         npy::write(&work.path(&format!("{name}.npy")), &[count, 3, 4, 4], &bytes(count * 48, seed)).unwrap();
         let labels: Vec<i64> = (0..count as i64).map(|i| i % 2).collect();
@@ -93,19 +93,23 @@ pub fn dataset(store: &Path, train: usize, test: usize) -> Artifact {
 
 /// A sample artifact of `n` images, 4x4 RGB, whose `sample.json` says `num` and that the model was trained on `data`.
 pub fn samples(store: &Path, n: usize, num: usize, data: &str) -> Artifact {
-    let work = work(store, "sample");
-    npy::write(&work.path("images.npy"), &[n, 4, 4, 3], &bytes(n * 48, 3)).unwrap();
-    let meta = json!({
-        "num": num, "seed": 7, "sampler": "euler", "steps": 50, "nfe": 50, "weights": "ema", "t_stop": 0.02,
-        "through_t0": false, "data": data,
-    });
+    samples_of(store, n, &json!({ "num": num, "data": data, "seed": 7, "steps": 50 }))
+}
+
+/// A sample artifact of `n` images whose `sample.json` says this and what is usual. The seed decides the images.
+pub fn samples_of(store: &Path, n: usize, said: &Value) -> Artifact {
+    let work = work(store, "sample", said);
+    let seed = said["seed"].as_u64().unwrap() as usize;
+    npy::write(&work.path("images.npy"), &[n, 4, 4, 3], &bytes(n * 48, seed - 4)).unwrap();
+    let mut meta = json!({ "sampler": "euler", "nfe": 50, "weights": "ema", "t_stop": 0.02, "through_t0": false });
+    meta.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
     fs::write(work.path("sample.json"), meta.to_string()).unwrap();
     work.publish().unwrap()
 }
 
 /// An artifact that has no images.
 pub fn other(store: &Path) -> Artifact {
-    let work = work(store, "train");
+    let work = work(store, "train", &Value::Null);
     fs::write(work.path("x.txt"), "x").unwrap();
     work.publish().unwrap()
 }
