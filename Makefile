@@ -38,6 +38,8 @@ make TARGET [VARIABLE=VALUE]...
   prepare train extract probe sample fid
              one stage of the run P, after those that it needs
   all        all stages of the run P
+  snapshots  probe and FID of the weights after each epoch of train.snapshots of the run P
+  report     page with the figures and the table of the runs RUNS, as far as they are
   show       results of the run P
 
   deps       install libtorch into .venv (done by build when needed)
@@ -51,6 +53,7 @@ make TARGET [VARIABLE=VALUE]...
 
   P=RUN          the run: pipelines/RUN.json [smoke]. There are
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
+  RUNS="A B"     what report puts side by side [P]
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
@@ -77,8 +80,9 @@ show: $(ARTIFACT)
 	@$(ARTIFACT) show $(RUN)
 
 smoke:
-	@$(MAKE) --no-print-directory all P=smoke DEVICE=cpu
-	@$(ARTIFACT) show $(DATA)/runs/smoke
+	@$(MAKE) --no-print-directory all snapshots P=smoke DEVICE=cpu
+	@$(ARTIFACT) show $(DATA)/runs/smoke && echo
+	@$(MAKE) --no-print-directory report P=smoke
 
 CIFAR10_RUNS := $(if $(SCALE),cifar10-cpu-fm cifar10-cpu-lcf,cifar10-fm cifar10-lcf)
 
@@ -90,8 +94,9 @@ cifar10:
 	@cat pipelines/no-cuda.txt >&2; exit 1
 else
 cifar10:
-	@$(foreach run,$(CIFAR10_RUNS),$(MAKE) --no-print-directory all P=$(run) &&) :
+	@$(foreach run,$(CIFAR10_RUNS),$(MAKE) --no-print-directory all snapshots P=$(run) &&) :
 	@$(foreach run,$(CIFAR10_RUNS),$(ARTIFACT) show $(DATA)/runs/$(run) && echo &&) :
+	@$(MAKE) --no-print-directory report RUNS="$(CIFAR10_RUNS)"
 endif
 
 test: check

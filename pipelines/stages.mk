@@ -6,13 +6,16 @@ $(foreach v,DATA P CFG CARGO_TARGET_DIR,$(if $(word 2,$($v)),$(error $v="$($v)":
 
 STORE    := $(DATA)/artifacts
 RUN      := $(DATA)/runs/$(P)
+# Where the training and its data are: in the run itself, or, for an evaluation of its snapshots, one directory up.
+TRAINING     ?= $(RUN)
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
 ARTIFACT := $(TARGET)/release/lcf-artifact
+REPORT   := $(TARGET)/release/lcf-report
 STAGES   := prepare train extract probe sample fid
-BINS     := $(STAGES:%=$(TARGET)/release/lcf-%) $(ARTIFACT)
+BINS     := $(STAGES:%=$(TARGET)/release/lcf-%) $(ARTIFACT) $(REPORT)
 STAMPS   := $(STAGES:%=$(RUN)/%.stamp)
 
-.PHONY: FORCE $(STAGES)
+.PHONY: FORCE snapshots report $(STAGES)
 
 all: $(STAMPS)
 $(STAGES): %: $(RUN)/%.stamp
@@ -56,16 +59,30 @@ $(STAMPS): $(RUN)/%.stamp: $(TARGET)/release/lcf-% $(CFGS) $(RUN)/set | $(RUN)
 # What each stage reads.
 $(RUN)/prepare.stamp: $(RAW_NEW)
 $(RUN)/train.stamp:   $(RUN)/prepare.stamp
-$(RUN)/extract.stamp: $(RUN)/train.stamp $(RUN)/prepare.stamp
+$(RUN)/extract.stamp: $(TRAINING)/train.stamp $(TRAINING)/prepare.stamp
 $(RUN)/probe.stamp:   $(RUN)/extract.stamp
-$(RUN)/sample.stamp:  $(RUN)/train.stamp
-$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp
+$(RUN)/sample.stamp:  $(TRAINING)/train.stamp
+$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(TRAINING)/prepare.stamp
 
 on = --device $(DEVICE)
 $(RUN)/prepare.stamp: FLAGS = $(if $(RAW_PATH),--data $(RAW_WORD))
 $(RUN)/prepare.stamp: STAMP = $(RAW_WORD)
 $(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
-$(RUN)/extract.stamp: FLAGS = --model $(RUN)/train --data $(RUN)/prepare $(on)
+$(RUN)/extract.stamp: FLAGS = --model $(TRAINING)/train --data $(TRAINING)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)
-$(RUN)/sample.stamp:  FLAGS = --model $(RUN)/train $(on)
-$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample --data $(RUN)/prepare $(on)
+$(RUN)/sample.stamp:  FLAGS = --model $(TRAINING)/train $(on)
+$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample --data $(TRAINING)/prepare $(on)
+
+# What follows training, for each snapshot of it (train.snapshots) as for its final weights: links and stamps of epoch N
+# are in $(RUN)/epoch-N, made by a make of their own that takes the training from here.
+snapshots: $(RUN)/train.stamp $(RUN)/prepare.stamp
+	@for weights in $$(ls $(RUN)/train/weights 2>/dev/null | sed -n 's/^\(epoch-[0-9]*\)\.safetensors$$/\1/p' | sort -t- -k2n); do \
+	    $(MAKE) --no-print-directory extract probe sample fid P=$(P)/$$weights TRAINING=$(RUN) CFG=$(CFG) \
+	        SET="$(strip $(SET) extract.weights=$$weights sample.weights=$$weights)" || exit 1; \
+	done
+
+# One page of the runs RUNS, as far as they are. That of several runs is linked in a directory called by all of them.
+RUNS  ?= $(P)
+SPACE := $() $()
+report: $(REPORT)
+	@$(REPORT) --store $(STORE) --link $(DATA)/runs/$(subst $(SPACE),+,$(strip $(RUNS)))/report $(RUNS:%=$(DATA)/runs/%)

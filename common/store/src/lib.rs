@@ -37,6 +37,7 @@ pub mod provenance;
 pub mod random;
 pub mod stage;
 pub mod subset;
+pub mod text;
 
 pub use artifact::Artifact;
 pub use error::{Error, Result};
