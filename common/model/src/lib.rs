@@ -8,6 +8,7 @@ pub mod device;
 pub mod dit;
 pub mod embed;
 pub mod features;
+pub mod ode;
 pub mod params;
 pub mod path;
 pub mod pixels;
