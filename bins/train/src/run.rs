@@ -4,8 +4,10 @@ use crate::{
     TrainConfig, checkpoint,
     checkpoint::Progress,
     metrics::{self, Window},
+    preview,
     progress::Display,
     step::{Report, Trainer},
+    tensorboard::Events,
 };
 use anyhow::{Context, Result};
 use lcf_model::{
@@ -79,7 +81,8 @@ pub fn train(
         saved: Instant::now(),
     };
     run.resume()?;
-    run.steps(&stop)?;
+    let events = Events::open(work.dir(), run.progress.step)?;
+    run.steps(&stop, events)?;
     run.finish(dataset)
 }
 
@@ -116,7 +119,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn steps(&mut self, stop: &AtomicBool) -> Result<()> {
+    fn steps(&mut self, stop: &AtomicBool, mut events: Events) -> Result<()> {
         let mut display = Display::new(self.progress.step, self.total());
         let mut window = Window::new();
         while self.progress.step < self.total() {
@@ -124,7 +127,7 @@ impl Run<'_> {
             self.progress.step += 1;
             self.check(&report, &display)?;
             window.add(&report);
-            self.end_of_epoch()?;
+            self.end_of_epoch(&mut events)?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
             let stopping = stop.load(Ordering::Relaxed);
             let row_is_due = window.steps() == self.pace.log_steps || self.progress.step == self.total();
@@ -132,6 +135,7 @@ impl Run<'_> {
             if row_is_due || stopping {
                 let row = window.row(self.progress.step, self.epoch(), self.config.batch);
                 metrics::append(&self.work.path(metrics::FILE), &row)?;
+                events.row(self.progress.step, &row)?;
                 window = Window::new();
             }
             if stopping || self.checkpoint_is_due() {
@@ -178,7 +182,7 @@ impl Run<'_> {
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }
 
-    fn end_of_epoch(&mut self) -> Result<()> {
+    fn end_of_epoch(&mut self, events: &mut Events) -> Result<()> {
         let per_epoch = self.trainer.steps_per_epoch();
         if !self.progress.step.is_multiple_of(per_epoch) {
             return Ok(());
@@ -186,8 +190,22 @@ impl Run<'_> {
         let (sum, count) = std::mem::take(&mut self.progress.epoch_flow);
         self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
         let epoch = self.progress.step / per_epoch;
-        if self.config.snapshots.contains(&epoch) {
+        let kept = self.config.snapshots.contains(&epoch);
+        if kept {
             self.save(&format!("epoch-{epoch}"), &self.trainer.average)?;
+        }
+        if kept || epoch == self.config.epochs {
+            self.show(events)?;
+        }
+        Ok(())
+    }
+
+    /// Samples of the average, for TensorBoard.
+    fn show(&self, events: &mut Events) -> Result<()> {
+        let layout = &self.trainer.params.layout;
+        match preview::sheet(self.config, self.input, layout, &self.trainer.average, self.pace.engine) {
+            Some(sheet) => events.image(self.progress.step, "samples", &sheet)?,
+            None => eprintln!("train: step {}: samples of the average are not finite", self.progress.step),
         }
         Ok(())
     }
