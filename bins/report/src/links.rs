@@ -78,8 +78,10 @@ pub fn read(dir: &Path, gaps: &mut Vec<String>, at: &str) -> Result<Vec<Linked>>
 
 /// Names the stages that there is no artifact of.
 pub fn missing(artifacts: &[Linked], name: &str, gaps: &mut Vec<String>) {
-    for stage in CONFIGURED.iter().filter(|stage| find(artifacts, stage).is_none()) {
-        gaps.push(format!("{name}: no {stage} (make {stage} P={name})"));
+    let stages: Vec<&str> = CONFIGURED.into_iter().filter(|stage| find(artifacts, stage).is_none()).collect();
+    let target = if let [stage] = stages[..] { stage } else { "all" };
+    if !stages.is_empty() {
+        gaps.push(format!("{name}: no {} (make {target} P={name})", stages.join(", ")));
     }
 }
 

@@ -53,7 +53,8 @@ fn contents(report: &Report) -> String {
 }
 
 fn results(report: &Report, runs: &[&Run]) -> String {
-    let mut out = grid(report, runs, &report.results);
+    let groups = report.groups();
+    let mut out = grid(runs, &table::seeded(&groups, runs), &report.results);
     if report.results.iter().flat_map(|row| &row.cells).any(|cell| cell.marked) {
         let _ = writeln!(out, "<p class=\"quiet\">{}</p>", escape(RANK_NOTE));
     }
@@ -63,9 +64,7 @@ fn results(report: &Report, runs: &[&Run]) -> String {
 }
 
 /// Rows as a table: a column a run, then one a group of several seeds.
-fn grid(report: &Report, runs: &[&Run], rows: &[Row]) -> String {
-    let groups = report.groups();
-    let seeded = table::seeded(&groups, runs);
+fn grid(runs: &[&Run], seeded: &[(&str, Vec<usize>)], rows: &[Row]) -> String {
     let width = 1 + runs.len() + seeded.len();
     let names = runs.iter().map(|run| run.name.as_str()).chain(seeded.iter().map(|(name, _)| *name));
     let head: String = names.map(|name| format!("<th>{}</th>", escape(name))).collect();
@@ -78,11 +77,13 @@ fn grid(report: &Report, runs: &[&Run], rows: &[Row]) -> String {
         }
         let class = if MAIN.contains(&row.key.as_str()) { " class=\"main\"" } else { "" };
         let cells: String = row.cells.iter().map(|cell| format!("<td>{}</td>", escape(&cell.text))).collect();
-        let spread = |columns: &[usize]| table::spread(row, columns).unwrap_or_default();
-        let spreads: String = seeded
-            .iter()
-            .map(|(_, columns)| format!("<td class=\"spread\">{}</td>", escape(&spread(columns))))
-            .collect();
+        let spread = |columns: &[usize]| match table::spread(row, columns) {
+            Some((mean, Some(range))) => format!("{}<small>{}</small>", escape(&mean), escape(&range)),
+            Some((same, None)) => escape(&same),
+            None => String::new(),
+        };
+        let spreads: String =
+            seeded.iter().map(|(_, columns)| format!("<td class=\"spread\">{}</td>", spread(columns))).collect();
         let _ = writeln!(out, "<tr{class}><th>{}</th>{cells}{spreads}</tr>", escape(&row.label));
     }
     out + "</tbody>\n</table></div>\n"
@@ -148,7 +149,7 @@ fn settings(report: &Report, runs: &[&Run]) -> String {
             "<p class=\"quiet\">There is one run; its settings are in the manifests of its artifacts.</p>\n".into()
         }
         (_, true) => "<p class=\"quiet\">None.</p>\n".into(),
-        _ => grid(report, runs, &report.settings),
+        _ => grid(runs, &[], &report.settings),
     };
     format!("<h2 id=\"settings\">Settings that differ</h2>\n{text}")
 }

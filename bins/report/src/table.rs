@@ -59,34 +59,39 @@ impl Cell {
     }
 }
 
-/// Settings in which the runs differ.
+/// Settings in which the runs that have a stage differ.
 pub fn settings(runs: &[&Run]) -> Vec<Row> {
     let all: Vec<BTreeMap<String, String>> = runs.iter().map(|run| run.settings()).collect();
     let mut names: Vec<&String> = all.iter().flat_map(BTreeMap::keys).collect();
     names.sort_by_key(|name| (STAGES.iter().position(|stage| name.split('.').next() == Some(stage)), *name));
     names.dedup();
-    let row = |name: &&String| Row {
-        key: (*name).clone(),
-        part: name.split('.').next().unwrap_or_default().to_owned(),
-        label: name.split_once('.').map_or_else(|| (*name).clone(), |(_, rest)| rest.to_owned()),
-        cells: all.iter().map(|settings| Cell::text(settings.get(*name).cloned())).collect(),
+    let row = |name: &&String| {
+        let (stage, setting) = name.split_once('.')?;
+        let cell = |settings: &BTreeMap<String, String>| Cell::text(settings.get(*name).cloned());
+        let with_stage = runs.iter().zip(&all).filter(|(run, _)| run.artifact(stage).is_some());
+        let asked: Vec<Cell> = with_stage.map(|(_, settings)| cell(settings)).collect();
+        let differ = asked.windows(2).any(|two| two[0] != two[1]);
+        let (key, part, label) = ((*name).clone(), stage.to_owned(), setting.to_owned());
+        differ.then(|| Row { key, part, label, cells: all.iter().map(cell).collect() })
     };
-    names.iter().map(row).filter(|row| row.cells.windows(2).any(|two| two[0] != two[1])).collect()
+    names.iter().filter_map(row).collect()
 }
 
-/// Mean and range of a row over the runs of a group, with as many decimals as its cells have.
-pub fn spread(row: &Row, columns: &[usize]) -> Option<String> {
+/// A row over the runs of a group: what they have in common, or the mean, and then from where to where they go.
+pub fn spread(row: &Row, columns: &[usize]) -> Option<(String, Option<String>)> {
     let cells: Vec<&Cell> = columns.iter().map(|&column| &row.cells[column]).collect();
-    let values: Vec<f64> = cells.iter().filter_map(|cell| cell.value).collect();
-    if values.is_empty() {
-        return None;
+    if cells.windows(2).all(|two| two[0] == two[1]) {
+        return cells.first().map(|cell| (cell.text.clone(), None));
     }
-    let text = cells.iter().find(|cell| cell.value.is_some()).map_or("", |cell| cell.text.trim_end_matches('*'));
+    let values: Vec<f64> = cells.iter().filter_map(|cell| cell.value).collect();
+    // With as many decimals as the cells have.
+    let text = cells.iter().find(|cell| cell.value.is_some())?.text.trim_end_matches('*');
     let decimals = text.split_once('.').map_or(0, |(_, decimals)| decimals.len());
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
     let star = if cells.iter().any(|cell| cell.marked) { "*" } else { "" };
-    Some(format!("{mean:.decimals$}{star} ({low:.decimals$} to {high:.decimals$})"))
+    let of = if values.len() < cells.len() { format!(", {} of {}", values.len(), cells.len()) } else { String::new() };
+    Some((format!("{mean:.decimals$}{star}"), Some(format!("{low:.decimals$} to {high:.decimals$}{of}"))))
 }
 
 /// Groups of several seeds, with the columns of their runs.
@@ -159,9 +164,11 @@ mod tests {
     #[test]
     fn the_spread_is_that_of_its_runs_with_their_decimals() {
         let cells = [1.0, 9.0, 4.0].map(|v| Cell::number(Some(v), 1)).to_vec();
-        assert_eq!(spread(&row(cells.clone()), &[0, 2]).unwrap(), "2.5 (1.0 to 4.0)");
-        let marked = vec![cells[0].clone().marked(true), Cell::text(None)];
-        assert_eq!(spread(&row(marked), &[0, 1]).unwrap(), "1.0* (1.0 to 1.0)");
-        assert_eq!(spread(&row(vec![Cell::text(None)]), &[0]), None);
+        assert_eq!(spread(&row(cells.clone()), &[0, 2]).unwrap(), ("2.5".into(), Some("1.0 to 4.0".into())));
+        let some = vec![cells[0].clone().marked(true), Cell::text(None)];
+        assert_eq!(spread(&row(some), &[0, 1]).unwrap(), ("1.0*".into(), Some("1.0 to 1.0, 1 of 2".into())));
+        assert_eq!(spread(&row(vec![cells[1].clone(), cells[1].clone()]), &[0, 1]).unwrap(), ("9.0".into(), None));
+        let texts = vec![Cell::text(Some("a".into())), Cell::text(Some("b".into()))];
+        assert_eq!(spread(&row(texts), &[0, 1]), None);
     }
 }

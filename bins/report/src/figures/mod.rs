@@ -73,7 +73,10 @@ fn figure(title: &str, x: Axis, y: (&str, Scale), lines: Vec<Line>) -> Option<Fi
 fn line(name: &str, colour: Colour, curves: &[Vec<(f64, f64)>]) -> Line {
     let Spread { mean, band } = Spread::of(curves);
     let marks = mean.len() <= 40;
-    Line { name: name.to_owned(), colour, points: mean, band, marks }
+    let there = curves.iter().filter(|curve| !curve.is_empty()).count();
+    let some = there < curves.len();
+    let name = if some { format!("{name}: {there} of {}", curves.len()) } else { name.to_owned() };
+    Line { name, colour, points: mean, band, marks }
 }
 
 /// Epochs from 0 to the last of all runs.
