@@ -21,7 +21,7 @@ const NAME: u32 = 34;
 /// Grids in a row of the figure.
 const COLUMNS: usize = 4;
 /// A grid is enlarged by the whole factor that brings it to this many pixels.
-const LARGE: usize = 360;
+const LARGE: usize = 560;
 
 /// The picture of an artifact of `fid`.
 const NEIGHBOURS: &str = "neighbours.png";
@@ -185,7 +185,7 @@ mod tests {
     fn sheets_lie_beside_each_other_and_overlap_nowhere() {
         let sheets: Vec<Sheet> = [100, 100, 50, 100, 100].iter().map(|&side| of("a", side)).collect();
         let (places, size) = layout(&sheets);
-        assert_eq!((places[0], places[2].2, places[4].1 > places[0].1), ((12, 34, 3), 7, true));
+        assert_eq!((places[0], places[2].2, places[4].1 > places[0].1), ((12, 34, 5), 11, true));
         assert!(
             places.iter().zip(&sheets).all(|((x, y, k), s)| x + 100 <= size.0 && y + s.image.height() * k <= size.1)
         );
