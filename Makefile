@@ -39,6 +39,8 @@ make TARGET [VARIABLE=VALUE]...
   prepare train extract probe sample fid
              one stage of the run P, after those that it needs
   all        all stages of the run P
+  snapshots  probe and FID of the weights after each epoch of train.snapshots of the run P
+  report     page with the figures and the table of the runs RUNS, as far as they are
   show       results of the run P
 
   deps       install libtorch into .venv (done by build when needed)
@@ -53,6 +55,7 @@ make TARGET [VARIABLE=VALUE]...
 
   P=RUN          the run: pipelines/RUN.json [smoke]. There are
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
+  RUNS="A B"     what report puts side by side [P]
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
   SEEDS="1 2"    sample with these seeds too; fid then says how far its numbers depend on the seed
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
@@ -80,8 +83,9 @@ show: $(ARTIFACT)
 	@$(ARTIFACT) show $(RUN)
 
 smoke:
-	@$(MAKE) --no-print-directory all P=smoke DEVICE=cpu
-	@$(ARTIFACT) show $(DATA)/runs/smoke
+	@$(MAKE) --no-print-directory all snapshots P=smoke DEVICE=cpu
+	@$(ARTIFACT) show $(DATA)/runs/smoke && echo
+	@$(MAKE) --no-print-directory report P=smoke
 
 CIFAR10_RUNS := $(if $(SCALE),cifar10-cpu-fm cifar10-cpu-lcf,cifar10-fm cifar10-lcf)
 
@@ -93,8 +97,9 @@ cifar10:
 	@cat pipelines/no-cuda.txt >&2; exit 1
 else
 cifar10:
-	@$(foreach run,$(CIFAR10_RUNS),$(MAKE) --no-print-directory all P=$(run) &&) :
+	@$(foreach run,$(CIFAR10_RUNS),$(MAKE) --no-print-directory all snapshots P=$(run) &&) :
 	@$(foreach run,$(CIFAR10_RUNS),$(ARTIFACT) show $(DATA)/runs/$(run) && echo &&) :
+	@$(MAKE) --no-print-directory report RUNS="$(CIFAR10_RUNS)"
 endif
 
 test: check

@@ -55,6 +55,11 @@ find "$data/artifacts" -mindepth 1 -maxdepth 1 -type d | while read -r dir; do
     case " $stages " in *" ${dir##*/} "*) ;; *) cp -a "$dir" "$tmp/copy/artifacts/" ;; esac
 done
 copy=$tmp/copy
+# What make snapshots has left: links to other artifacts of the same stages.
+cp -a "$data/runs/smoke/epoch-10" "$copy/runs/smoke/"
+for link in "$copy"/runs/smoke/epoch-10/*; do
+    [ ! -L "$link" ] || [ -e "$link" ] || cp -a "$(readlink -f "$data/runs/smoke/epoch-10/${link##*/}")" "$copy/artifacts/${link##*/}/"
+done
 
 # --- every manifest verifies
 check "every file of the smoke run verifies" "$bin/lcf-artifact" verify "$copy/artifacts"
@@ -110,11 +115,16 @@ run copy
 digests "$copy" | cmp -s - "$tmp/digests" && ok "and has the same content" || bad "its content differs"
 
 # --- wrong input: exit 1, naming the file
-# wrong FILE-OF STAGE COMMAND...: flips a byte of the largest file of the stage's artifact, then the command must fail.
+# wrong STAGE COMMAND...: flips a byte of the largest file of the stage's artifact, then the command must fail.
 wrong() {
-    local dir file status=0
+    local dir file
     dir=$(readlink -f "$copy/runs/smoke/$1"); shift
     file=$(find "$dir" -type f ! -name manifest.json -printf '%s %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+    wrong_file "$file" "$@"
+}
+# wrong_file FILE COMMAND...
+wrong_file() {
+    local file=$1 status=0; shift
     cp "$file" "$tmp/good"
     flip "$file"
     "$@" >"$tmp/log" 2>&1 || status=$?
@@ -135,6 +145,26 @@ of() { echo "$copy/runs/smoke/$1"; }
 }
 check "mended, every file verifies again" "$bin/lcf-artifact" verify "$copy/artifacts"
 
+# --- the report: what make smoke has left, what it says, and what it does without
+report() { "$bin/lcf-report" --store "$copy/artifacts" --link "$copy/runs/smoke/report" "$copy/runs/smoke" >"$tmp/report" 2>"$tmp/log"; }
+check "make smoke has left a report" test -s "$data/runs/smoke/report/index.html"
+# It looks at the files that it reads and no others.
+wrong_file "$(readlink -f "$copy/runs/smoke/sample")/images.npy" "$bin/lcf-report" --store "$copy/artifacts" "$copy/runs/smoke"
+if report && ! grep -q '^missing: ' "$tmp/report"; then ok "the report misses nothing"; else bad "the report" "$tmp/report"; fi
+page=$copy/runs/smoke/report/index.html
+fid=$(sed -n 's/^  "fid": \([0-9]*\.[0-9]\).*/\1/p' "$copy/runs/smoke/fid/fid.json")
+check "its page has the FID" grep -q "<td>$fid" "$page"
+check "and the digest of the weights" grep -q "$(digest "$copy/runs/smoke/train")" "$page"
+! grep -q -e 'src="http' -e 'href="http' -e '<script' -e '<link' "$page" && ok "and loads nothing from elsewhere" || bad "it loads something"
+for figure in probe-raw probe-std fid-epochs loss-end loss-smoke probe-epochs-smoke-raw samples pull push; do
+    check "figure $figure" test -s "${page%/*}/figures/$figure.svg" -a -s "${page%/*}/figures/$figure.png"
+done
+report && grep -q 'up to date' "$tmp/report" && ok "a second report is up to date" || bad "a second report" "$tmp/report"
+mv "$copy/runs/smoke/probe" "$tmp/probe-link"
+report && grep -q '^missing: smoke: no probe (make probe P=smoke)' "$tmp/report" && grep -q 'smoke: no probe' "$page" &&
+    ok "a missing probe is named" || bad "a missing probe" "$tmp/report"
+mv "$tmp/probe-link" "$copy/runs/smoke/probe"
+
 # --- a misspelt value: exit 2, naming it
 status=0
 # shellcheck disable=SC2046
@@ -146,7 +176,7 @@ run copy all SET=probe.epochs=3 && run copy
 kept=$(find "$copy/artifacts/probe" -mindepth 1 -maxdepth 1 -name '[0-9a-f]*' | wc -l)
 check "gc" "$bin/lcf-artifact" gc --store "$copy/artifacts" --runs "$copy/runs"
 left=$(find "$copy/artifacts/probe" -mindepth 1 -maxdepth 1 | wc -l)
-[ "$kept" -gt 1 ] && [ "$left" = 1 ] && ok "gc leaves one of $kept probes" || bad "gc left $left of $kept probes"
+[ "$kept" -gt 2 ] && [ "$left" = 2 ] && ok "gc leaves two of $kept probes, that of the run and that of its snapshot" || bad "gc left $left of $kept probes"
 run copy -n all
 ! grep -q lcf- "$tmp/out" && ok "and all that the run needs" || bad "gc removed something the run needs" "$tmp/out"
 

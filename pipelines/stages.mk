@@ -6,17 +6,20 @@ $(foreach v,DATA P CFG CARGO_TARGET_DIR,$(if $(word 2,$($v)),$(error $v="$($v)":
 
 STORE    := $(DATA)/artifacts
 RUN      := $(DATA)/runs/$(P)
+# Where the training and its data are: in the run itself, or, for an evaluation of its snapshots, one directory up.
+TRAINING     ?= $(RUN)
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
 ARTIFACT := $(TARGET)/release/lcf-artifact
+REPORT   := $(TARGET)/release/lcf-report
 STAGES   := prepare train extract probe sample fid
-BINS     := $(STAGES:%=$(TARGET)/release/lcf-%) $(ARTIFACT)
+BINS     := $(STAGES:%=$(TARGET)/release/lcf-%) $(ARTIFACT) $(REPORT)
 STAMPS   := $(STAGES:%=$(RUN)/%.stamp)
 
 # More seeds to sample with, each an artifact of its own that fid is given as well.
 SEED_RUNS   := $(SEEDS:%=sample-seed-%)
 SEED_STAMPS := $(SEED_RUNS:%=$(RUN)/%.stamp)
 
-.PHONY: FORCE $(STAGES)
+.PHONY: FORCE snapshots report $(STAGES)
 
 all: $(STAMPS)
 $(STAGES): %: $(RUN)/%.stamp
@@ -57,8 +60,8 @@ $(STAMPS): $(RUN)/%.stamp: $(TARGET)/release/lcf-% $(CFGS) $(RUN)/set | $(RUN)
 	$(TARGET)/release/lcf-$* --config $(CFG)$(SET:%= --set %) --store $(STORE) --link $(RUN)/$* $(FLAGS)
 	@echo $(STAMP) > $@
 
-$(SEED_STAMPS): $(RUN)/sample-seed-%.stamp: $(TARGET)/release/lcf-sample $(CFGS) $(RUN)/set $(RUN)/train.stamp | $(RUN)
-	$(TARGET)/release/lcf-sample --config $(CFG)$(SET:%= --set %) --set sample.seed=$* --store $(STORE) --link $(RUN)/sample-seed-$* --model $(RUN)/train $(on)
+$(SEED_STAMPS): $(RUN)/sample-seed-%.stamp: $(TARGET)/release/lcf-sample $(CFGS) $(RUN)/set $(TRAINING)/train.stamp | $(RUN)
+	$(TARGET)/release/lcf-sample --config $(CFG)$(SET:%= --set %) --set sample.seed=$* --store $(STORE) --link $(RUN)/sample-seed-$* --model $(TRAINING)/train $(on)
 	@touch $@
 
 # The stamp of fid holds the seeds that it was given: it is entered when they change.
@@ -67,17 +70,31 @@ SEEDS_NEW := $(shell echo '$(SEEDS)' | cmp -s - $(RUN)/fid.stamp || echo FORCE)
 # What each stage reads.
 $(RUN)/prepare.stamp: $(RAW_NEW)
 $(RUN)/train.stamp:   $(RUN)/prepare.stamp
-$(RUN)/extract.stamp: $(RUN)/train.stamp $(RUN)/prepare.stamp
+$(RUN)/extract.stamp: $(TRAINING)/train.stamp $(TRAINING)/prepare.stamp
 $(RUN)/probe.stamp:   $(RUN)/extract.stamp
-$(RUN)/sample.stamp:  $(RUN)/train.stamp
-$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp $(SEED_STAMPS) $(SEEDS_NEW)
+$(RUN)/sample.stamp:  $(TRAINING)/train.stamp
+$(RUN)/fid.stamp:     $(RUN)/sample.stamp $(TRAINING)/prepare.stamp $(SEED_STAMPS) $(SEEDS_NEW)
 
 on = --device $(DEVICE)
 $(RUN)/prepare.stamp: FLAGS = $(if $(RAW_PATH),--data $(RAW_WORD))
 $(RUN)/prepare.stamp: STAMP = $(RAW_WORD)
 $(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
-$(RUN)/extract.stamp: FLAGS = --model $(RUN)/train --data $(RUN)/prepare $(on)
+$(RUN)/extract.stamp: FLAGS = --model $(TRAINING)/train --data $(TRAINING)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)
-$(RUN)/sample.stamp:  FLAGS = --model $(RUN)/train $(on)
-$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample$(SEED_RUNS:%= --samples $(RUN)/%) --data $(RUN)/prepare $(on)
+$(RUN)/sample.stamp:  FLAGS = --model $(TRAINING)/train $(on)
+$(RUN)/fid.stamp:     FLAGS = --samples $(RUN)/sample$(SEED_RUNS:%= --samples $(RUN)/%) --data $(TRAINING)/prepare $(on)
 $(RUN)/fid.stamp:     private STAMP = $(SEEDS)
+
+# What follows training, for each snapshot of it (train.snapshots) as for its final weights: links and stamps of epoch N
+# are in $(RUN)/epoch-N, made by a make of their own that takes the training from here.
+snapshots: $(RUN)/train.stamp $(RUN)/prepare.stamp
+	@for weights in $$(ls $(RUN)/train/weights 2>/dev/null | sed -n 's/^\(epoch-[0-9]*\)\.safetensors$$/\1/p' | sort -t- -k2n); do \
+	    $(MAKE) --no-print-directory extract probe sample fid P=$(P)/$$weights TRAINING=$(RUN) CFG=$(CFG) \
+	        SET="$(strip $(SET) extract.weights=$$weights sample.weights=$$weights)" || exit 1; \
+	done
+
+# One page of the runs RUNS, as far as they are. That of several runs is linked in a directory called by all of them.
+RUNS  ?= $(P)
+SPACE := $() $()
+report: $(REPORT)
+	@$(REPORT) --store $(STORE) --link $(DATA)/runs/$(subst $(SPACE),+,$(strip $(RUNS)))/report $(RUNS:%=$(DATA)/runs/%)

@@ -8,5 +8,6 @@ pub mod list;
 pub mod show;
 pub mod store;
 pub mod summary;
-pub mod text;
 pub mod verify;
+
+pub use lcf_store::text;

@@ -8,21 +8,13 @@ use lcf_model::{
     trained::Trained,
 };
 use lcf_store::{
-    Error, Result, cli,
+    Error, Result,
     dataset::Dataset,
     npy, progress,
     stage::{self, Work},
 };
-use std::{
-    path::PathBuf,
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::mpsc, thread};
 use tch::{Device, Tensor};
-
-/// How often a run without a terminal says where it is.
-const QUIET: Duration = Duration::from_secs(10);
 
 /// One array on its way to disk.
 struct Array {
@@ -74,11 +66,10 @@ fn compute(
 ) -> Result<()> {
     let total = (data.train.count + data.test.count) * config.timesteps.len();
     let bar = progress::bar(total as u64, "extract", "features");
-    let mut said = Instant::now();
     for (part, split) in [(Part::Train, &data.train), (Part::Test, &data.test)] {
         let images = pixels::load(split, device);
         for &timestep in &config.timesteps {
-            bar.set_message(format!("{} T={timestep}", part.name()));
+            bar.set_message(format!("extract: {} T={timestep}", part.name()));
             let features = extractor.extract(&images, part, timestep, |n| bar.inc(n as u64));
             if let Some(image) = first_bad(&features) {
                 let message = format!(
@@ -94,10 +85,6 @@ fn compute(
             let array = Array { path: work.path(&part.file(timestep)), shape, values: values(&features) };
             if queue.send(array).is_err() {
                 return Ok(());
-            }
-            if !cli::is_terminal() && said.elapsed() > QUIET {
-                eprintln!("extract: {} of {total} features, {} T={timestep} done", bar.position(), part.name());
-                said = Instant::now();
             }
         }
     }

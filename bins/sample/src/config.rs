@@ -1,7 +1,9 @@
 //! The section `sample` of a config.
 
-use crate::ode::{Sampler, Schedule};
-use lcf_model::Precision;
+use lcf_model::{
+    Precision,
+    ode::{Sampler, Schedule},
+};
 use lcf_store::{Error, Result, config::Section};
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,6 @@
 //! lcf-sample: images from noise by integrating the learnt velocity.
 
 pub mod config;
-pub mod grid;
-pub mod ode;
 pub mod output;
 pub mod run;
 

@@ -1,7 +1,7 @@
 //! What a sampling leaves: `images.npy`, `grid.png`, `sample.json`.
 
-use crate::{config::Resolved, ode::Sampler};
-use lcf_model::{Precision, trained::Trained};
+use crate::config::Resolved;
+use lcf_model::{Precision, ode::Sampler, trained::Trained};
 use serde::{Deserialize, Serialize};
 
 /// uint8 `[N, H, W, C]`.

@@ -2,24 +2,19 @@
 
 use crate::{
     config::Resolved,
-    grid,
-    ode::{self, Schedule},
     output::{GRID, IMAGES, SUMMARY, Summary},
 };
 use lcf_model::{
-    Dit, pixels,
-    rng::{Purpose, Rng},
+    Dit,
+    ode::{self, Schedule, noise},
+    pixels,
     trained::Trained,
 };
 use lcf_store::{
-    Error, Result, cli, npy, progress,
+    Error, Result, grid, npy, progress,
     stage::{self, Work},
 };
-use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-
-/// How often a run without a terminal says where it is.
-const QUIET: Duration = Duration::from_secs(10);
 
 /// A sample that is not finite: which, and after which of the steps, counted from 1.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,13 +23,6 @@ pub struct Broken {
     pub index: usize,
     /// The step.
     pub step: usize,
-}
-
-/// Where samples `start..start + n` start: x_1, fp32 `[n, C, H, W]`, from the seed and a sample's own index alone.
-pub fn noise(seed: u64, start: usize, n: usize, image: [i64; 3], device: Device) -> Tensor {
-    let index = Tensor::arange_start(start as i64, (start + n) as i64, (Kind::Int64, device));
-    let [c, h, w] = image;
-    Rng::new(seed, Purpose::Sample).normal(&index, c * h * w).view([n as i64, c, h, w])
 }
 
 /// Samples `start..start + n`, fp32 `[n, C, H, W]`.
@@ -83,31 +71,20 @@ pub fn run(resolved: &Resolved, trained: &Trained, device: Device, batch_size: u
     let mut writer = npy::Writer::<u8>::create(&work.path(IMAGES), &[num, shape[0], shape[1], shape[2]])?;
     let mut shown = Vec::new();
     let bar = progress::bar(num as u64, "sample", "images");
-    let mut said = Instant::now();
     for start in (0..num).step_by(batch_size) {
         let n = batch_size.min(num - start);
         let images = batch(&model, resolved, start, n, device).map_err(|broken| refuse(broken, resolved, trained))?;
-        let bytes = bytes(&images);
+        let bytes = pixels::bytes(&images);
         let room = (grid::MOST * shape.iter().product::<usize>()).saturating_sub(shown.len());
         shown.extend_from_slice(&bytes[..room.min(bytes.len())]);
         writer.write(&bytes)?;
         bar.inc(n as u64);
-        if !cli::is_terminal() && said.elapsed() > QUIET {
-            eprintln!("sample: {} of {num} images", start + n);
-            said = Instant::now();
-        }
     }
     bar.finish_and_clear();
     writer.finish()?;
     let path = work.path(GRID);
     grid::sheet(&shown, shape).save(&path).map_err(|error| Error::bad(&path, format!("cannot write it: {error}")))?;
     stage::write_atomic(&work.path(SUMMARY), &stage::pretty(&summary))
-}
-
-/// uint8 in the order `[n, H, W, C]` of fp32 `[n, C, H, W]`.
-fn bytes(images: &Tensor) -> Vec<u8> {
-    let images = pixels::quantise(images).permute([0, 2, 3, 1]).contiguous();
-    Vec::try_from(images.to_device(Device::Cpu).view([-1])).expect("uint8 on the CPU")
 }
 
 fn refuse(broken: Broken, resolved: &Resolved, trained: &Trained) -> Error {
@@ -121,8 +98,13 @@ fn refuse(broken: Broken, resolved: &Resolved, trained: &Trained) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, ode::Sampler};
-    use lcf_model::{ModelConfig, Params, Precision, config::Input};
+    use crate::Config;
+    use lcf_model::{
+        ModelConfig, Params, Precision,
+        config::Input,
+        ode::Sampler,
+        rng::{Purpose, Rng},
+    };
 
     const CPU: Device = Device::Cpu;
     const MODEL: ModelConfig = ModelConfig { depth: 2, width: 16, heads: 2, mlp: 24, patch: 2 };
@@ -141,15 +123,6 @@ mod tests {
         let index = Tensor::arange(params.layout.len, (Kind::Int64, CPU));
         params.flat += Rng::new(1, Purpose::Init).normal(&index, 1).squeeze_dim(1) * 0.1;
         Dit::frozen(MODEL, INPUT, Precision::Fp32, &params)
-    }
-
-    #[test]
-    fn a_sample_depends_on_seed_and_index_alone() {
-        let image = [3, 8, 8];
-        let all = noise(0, 0, 5, image, CPU);
-        assert_eq!(all.narrow(0, 3, 2), noise(0, 3, 2, image, CPU));
-        assert_ne!(all.get(0), all.get(1));
-        assert_ne!(all, noise(1, 0, 5, image, CPU));
     }
 
     /// Noise is equal to the bit; a matrix product of another number of rows may sum in another order, which leaves a
@@ -189,11 +162,5 @@ mod tests {
             let (_, good) = counted(&resolved, &resolved.schedule(), start, field);
             assert_eq!(Vec::<i64>::try_from(good).unwrap(), [4, good_steps]);
         }
-    }
-
-    #[test]
-    fn bytes_are_rows_of_pixels() {
-        let image = Tensor::from_slice(&[-1.0f32, 1.0, 0.0, -1.0, 1.0, 1.0]).view([1, 3, 1, 2]);
-        assert_eq!(bytes(&image), [0, 128, 255, 255, 0, 255]);
     }
 }

@@ -12,8 +12,10 @@ pub mod flow;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
+pub mod preview;
 pub mod progress;
 pub mod run;
 pub mod step;
+pub mod tensorboard;
 
 pub use config::TrainConfig;

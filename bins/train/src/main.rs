@@ -19,6 +19,7 @@ use lcf_store::{
 use lcf_train::{
     TrainConfig, metrics,
     run::{Pace, train},
+    tensorboard,
 };
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tch::Device;
@@ -98,8 +99,9 @@ fn run(args: Args) -> Result<()> {
             };
             let images = pixels::load(&dataset.train, device);
             train(&config, &dataset, input, images, pace, &work)?;
-            // Its rows hold times, and how many there are depends on --log-steps.
+            // Their rows hold times, and how many there are depends on --log-steps.
             work.log(metrics::FILE);
+            tensorboard::files(work.dir())?.iter().for_each(|name| work.log(name));
             (work.publish()?, true)
         }
     };

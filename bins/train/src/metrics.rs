@@ -9,11 +9,16 @@ pub const FILE: &str = "metrics.csv";
 
 /// The header line. Losses are means over the interval; `flow` and its bins are mean square errors per dimension.
 pub fn header() -> String {
-    let bins: Vec<String> = (0..BINS).map(|bin| format!("flow_t0.{bin}")).collect();
+    let bins: Vec<String> = (0..BINS).map(bin_name).collect();
     format!(
         "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,lr,skipped,overflow,ms_per_step,img_per_s",
         bins.join(",")
     )
+}
+
+/// The column of a bin of t.
+pub fn bin_name(bin: usize) -> String {
+    format!("flow_t0.{bin}")
 }
 
 /// Means over the steps since the last row.

@@ -4,8 +4,10 @@ use crate::{
     TrainConfig, checkpoint,
     checkpoint::Progress,
     metrics::{self, Window},
+    preview,
     progress::Display,
     step::{Totals, Trainer},
+    tensorboard::Events,
 };
 use anyhow::{Context, Result};
 use lcf_model::{
@@ -82,7 +84,8 @@ pub fn train(
         looked: Instant::now(),
     };
     run.resume()?;
-    run.steps(&stop)?;
+    let events = Events::open(work.dir(), run.progress.step)?;
+    run.steps(&stop, events)?;
     run.finish(dataset)
 }
 
@@ -119,7 +122,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn steps(&mut self, stop: &AtomicBool) -> Result<()> {
+    fn steps(&mut self, stop: &AtomicBool, mut events: Events) -> Result<()> {
         let mut display = Display::new(self.progress.step, self.total());
         let (mut window, mut since_row) = (Window::new(), 0);
         while self.progress.step < self.total() {
@@ -136,12 +139,13 @@ impl Run<'_> {
             self.looked = Instant::now();
             self.check(&totals, &display)?;
             window.add(&totals);
-            self.end_of_epoch()?;
+            self.end_of_epoch(&mut events)?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
             // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
             if row_is_due {
                 let row = window.row(self.progress.step, self.epoch(), self.config.batch);
                 metrics::append(&self.work.path(metrics::FILE), &row)?;
+                events.row(self.progress.step, &row)?;
                 (window, since_row) = (Window::new(), 0);
             }
             if saving {
@@ -197,15 +201,29 @@ impl Run<'_> {
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }
 
-    fn end_of_epoch(&mut self) -> Result<()> {
+    fn end_of_epoch(&mut self, events: &mut Events) -> Result<()> {
         if !self.epoch_ends() {
             return Ok(());
         }
         let (sum, count) = std::mem::take(&mut self.progress.epoch_flow);
         self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
         let epoch = self.progress.step / self.trainer.steps_per_epoch();
-        if self.config.snapshots.contains(&epoch) {
+        let kept = self.config.snapshots.contains(&epoch);
+        if kept {
             self.save(&format!("epoch-{epoch}"), &self.trainer.average)?;
+        }
+        if kept || epoch == self.config.epochs {
+            self.show(events)?;
+        }
+        Ok(())
+    }
+
+    /// Samples of the average, for TensorBoard.
+    fn show(&self, events: &mut Events) -> Result<()> {
+        let layout = &self.trainer.params.layout;
+        match preview::sheet(self.config, self.input, layout, &self.trainer.average) {
+            Some(sheet) => events.image(self.progress.step, "samples", &sheet)?,
+            None => eprintln!("train: step {}: samples of the average are not finite", self.progress.step),
         }
         Ok(())
     }

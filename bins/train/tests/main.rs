@@ -2,6 +2,8 @@
 
 #[path = "golden.rs"]
 mod golden;
+#[path = "tensorboard.rs"]
+mod tensorboard;
 
 use lcf_model::trained::Trained;
 use lcf_store::{

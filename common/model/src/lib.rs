@@ -9,6 +9,7 @@ pub mod dit;
 pub mod embed;
 pub mod features;
 pub mod fused;
+pub mod ode;
 pub mod params;
 pub mod path;
 pub mod pixels;

@@ -26,6 +26,15 @@ pub fn quantise(images: &Tensor) -> Tensor {
     ((images + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8)
 }
 
+/// uint8 in the order `[n, H, W, C]` of fp32 `[n, C, H, W]`, on the host.
+///
+/// # Panics
+/// When the device is out of memory.
+pub fn bytes(images: &Tensor) -> Vec<u8> {
+    let images = quantise(images).permute([0, 2, 3, 1]).contiguous();
+    Vec::try_from(images.to_device(Device::Cpu).view([-1])).expect("uint8 on the CPU")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +45,11 @@ mod tests {
         assert_eq!(quantise(&normalise(&bytes)), bytes);
         let beyond = Tensor::from_slice(&[-3.0f32, -1.0, 1.0, 7.0]);
         assert_eq!(quantise(&beyond), Tensor::from_slice(&[0u8, 0, 255, 255]));
+    }
+
+    #[test]
+    fn bytes_are_rows_of_pixels() {
+        let image = Tensor::from_slice(&[-1.0f32, 1.0, 0.0, -1.0, 1.0, 1.0]).view([1, 3, 1, 2]);
+        assert_eq!(bytes(&image), [0, 128, 255, 255, 0, 255]);
     }
 }

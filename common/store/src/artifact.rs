@@ -188,6 +188,20 @@ impl Artifact {
         }
     }
 
+    /// [`Artifact::file`] once its size and SHA-256 are verified: for who has read the manifest alone.
+    ///
+    /// # Errors
+    /// As [`Artifact::file`] and [`Artifact::verify`].
+    pub fn verified(&self, name: &str) -> Result<PathBuf> {
+        let path = self.file(name)?;
+        self.manifest
+            .outputs
+            .iter()
+            .filter(|output| output.path == name)
+            .try_for_each(|o| self.verify_file(o).map(|_| ()))?;
+        Ok(path)
+    }
+
     /// Reads one of its JSON files.
     ///
     /// # Errors

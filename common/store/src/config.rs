@@ -21,7 +21,7 @@ pub trait Section: Serialize + DeserializeOwned {
 }
 
 /// Sections a config may have. A stage reads its own and ignores the others, so a misspelt one must be caught here.
-const SECTIONS: [&str; 7] = ["prepare", "train", "extract", "probe", "sample", "fid", "report"];
+const SECTIONS: [&str; 6] = ["prepare", "train", "extract", "probe", "sample", "fid"];
 
 /// How many files a chain of `base` may have.
 const MAX_DEPTH: usize = 8;

@@ -1,6 +1,6 @@
 //! What every stage shares and that needs no libtorch: verified artifacts and their keys, configuration files, the
-//! command line's common part, `.npy` arrays and the dataset built of them, the decoder of images, and the hash behind
-//! random numbers.
+//! command line's common part, `.npy` arrays and the dataset built of them, the decoder and the sheet of images, and the hash
+//! behind random numbers.
 //!
 //! A stage is a function from artifacts and one section of a config to one artifact:
 //!
@@ -31,12 +31,14 @@ pub mod decode;
 pub mod digest;
 pub mod error;
 pub mod fetch;
+pub mod grid;
 pub mod npy;
 pub mod progress;
 pub mod provenance;
 pub mod random;
 pub mod stage;
 pub mod subset;
+pub mod text;
 
 pub use artifact::Artifact;
 pub use error::{Error, Result};

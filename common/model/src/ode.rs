@@ -3,9 +3,12 @@
 //! A model trained by an objective that cuts the regression below T_min has no velocity there. Its ODE is integrated to
 //! T_min, and one step x_0 = x - t v(x, t) at t = T_min ends the image. That step counts as one of the steps.
 
-use lcf_model::path;
+use crate::{
+    path,
+    rng::{Purpose, Rng},
+};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// How a step is taken.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -67,6 +70,13 @@ impl Schedule {
     }
 }
 
+/// Where samples `start..start + n` start: x_1, fp32 `[n, C, H, W]`, from the seed and a sample's own index alone.
+pub fn noise(seed: u64, start: usize, n: usize, image: [i64; 3], device: Device) -> Tensor {
+    let index = Tensor::arange_start(start as i64, (start + n) as i64, (Kind::Int64, device));
+    let [c, h, w] = image;
+    Rng::new(seed, Purpose::Sample).normal(&index, c * h * w).view([n as i64, c, h, w])
+}
+
 /// From x at t = 1 to x_0. `velocity` takes the state and t; `after` sees the state after each step.
 pub fn integrate(
     sampler: Sampler,
@@ -101,7 +111,6 @@ pub fn integrate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
 
     const BOTH: [Sampler; 2] = [Sampler::Euler, Sampler::Heun];
 
@@ -112,6 +121,15 @@ mod tests {
     fn error_on(field: impl Fn(&Tensor, f64) -> Tensor, exact: Tensor, sampler: Sampler, steps: usize) -> f64 {
         let x = integrate(sampler, &Schedule::new(steps, 0.0), start(), field, |_| {});
         (x - exact).abs().max().double_value(&[])
+    }
+
+    #[test]
+    fn a_sample_depends_on_seed_and_index_alone() {
+        let image = [3, 8, 8];
+        let all = noise(0, 0, 5, image, Device::Cpu);
+        assert_eq!(all.narrow(0, 3, 2), noise(0, 3, 2, image, Device::Cpu));
+        assert_ne!(all.get(0), all.get(1));
+        assert_ne!(all, noise(1, 0, 5, image, Device::Cpu));
     }
 
     #[test]

@@ -1,0 +1,254 @@
+//! A figure of lines, drawn as SVG and as PNG by the same code.
+//!
+//! plotters places everything on whole units, so the canvas has [`FINE`] units a pixel: the SVG shows them scaled down,
+//! and the PNG is averaged down to [`PNG_SCALE`] pixels a pixel, which is what smooths its lines.
+
+use crate::{
+    axis::Axis,
+    palette::{AXIS, Colour, GRID, PAPER, TEXT, hex},
+};
+use anyhow::{Result, anyhow};
+use image::{RgbImage, imageops};
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::{
+        FontStyle, register_font,
+        text_anchor::{HPos, Pos, VPos},
+    },
+};
+use std::{io::Cursor, sync::Once};
+
+/// Units of the canvas in a pixel.
+const FINE: i32 = 4;
+/// Pixels of the PNG in a pixel of the figure.
+const PNG_SCALE: u32 = 2;
+/// Width in pixels: no wider, since text shrinks with the figure on a phone.
+const WIDTH: i32 = 480;
+/// Height of the plot in pixels, without what is above it.
+const HEIGHT: i32 = 290;
+const TITLE: i32 = 30;
+const LEGEND_ROW: i32 = 22;
+/// What the vertical axis is stands above it: sideways it is hard to read and takes width.
+const AXIS_ROW: i32 = 24;
+const MARGIN: i32 = 10;
+const TEXT_SIZE: i32 = 17;
+const TITLE_SIZE: i32 = 19;
+/// What plotters calls the family; browsers take their own, the PNG takes the one below.
+const FAMILY: &str = "sans-serif";
+/// Roboto Regular, Copyright 2015 Google Inc., Apache License 2.0, cut down to Latin letters and a few signs.
+static FONT: &[u8] = include_bytes!("../font/Roboto-subset.ttf");
+
+/// One line of a figure.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// In the legend.
+    pub name: String,
+    /// Its colour.
+    pub colour: Colour,
+    /// Values, increasing in x.
+    pub points: Vec<(f64, f64)>,
+    /// Lowest and highest value by x, where there are several seeds.
+    pub band: Vec<(f64, f64, f64)>,
+    /// Whether each point is marked: where they are few.
+    pub marks: bool,
+}
+
+/// Lines over two axes.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// Above the plot.
+    pub title: String,
+    /// Horizontal.
+    pub x: Axis,
+    /// Vertical.
+    pub y: Axis,
+    /// In the order of the legend.
+    pub lines: Vec<Line>,
+}
+
+impl Figure {
+    /// As an SVG file with a white background.
+    ///
+    /// # Errors
+    /// plotters', which no figure is known to cause.
+    pub fn svg(&self) -> Result<String> {
+        let (width, height) = self.size();
+        let mut text = String::new();
+        self.draw(&SVGBackend::with_string(&mut text, fine(width, height)).into_drawing_area())?;
+        let (fine, shown) = (fine(width, height), (width, height));
+        let size = |(width, height): (u32, u32)| format!("width=\"{width}\" height=\"{height}\"");
+        // The view box stays in fine units.
+        Ok(text.replacen(&size(fine), &size((shown.0 as u32, shown.1 as u32)), 1))
+    }
+
+    /// As a PNG file with a white background.
+    ///
+    /// # Errors
+    /// As [`Figure::svg`].
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let (width, height) = self.size();
+        let (fine_width, fine_height) = fine(width, height);
+        let mut pixels = vec![0; (fine_width * fine_height * 3) as usize];
+        self.draw(&BitMapBackend::with_buffer(&mut pixels, (fine_width, fine_height)).into_drawing_area())?;
+        let drawn = RgbImage::from_raw(fine_width, fine_height, pixels).expect("three bytes a pixel");
+        png(&imageops::thumbnail(&drawn, width as u32 * PNG_SCALE, height as u32 * PNG_SCALE))
+    }
+
+    /// Width and height in pixels.
+    fn size(&self) -> (i32, i32) {
+        (WIDTH, self.head() + HEIGHT)
+    }
+
+    /// Height in pixels of what is above the plot.
+    fn head(&self) -> i32 {
+        TITLE + self.legend().len() as i32 * LEGEND_ROW + AXIS_ROW
+    }
+
+    /// Rows of the legend: lines by index, with where each starts.
+    fn legend(&self) -> Vec<Vec<(usize, i32)>> {
+        let mut rows = vec![Vec::new()];
+        let mut left = MARGIN;
+        for (i, line) in self.lines.iter().enumerate() {
+            let width = 30 + text_width(&line.name) + 16;
+            if left + width > WIDTH && left > MARGIN {
+                rows.push(Vec::new());
+                left = MARGIN;
+            }
+            rows.last_mut().expect("never empty").push((i, left));
+            left += width;
+        }
+        rows
+    }
+
+    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<()> {
+        register();
+        area.fill(&PAPER.light).map_err(cannot)?;
+        let (head, plot) = area.split_vertically(self.head() * FINE);
+        self.draw_head(&head)?;
+        self.draw_plot(&plot)?;
+        area.present().map_err(cannot)
+    }
+
+    fn draw_head<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<()> {
+        let left = Pos::new(HPos::Left, VPos::Center);
+        let style = |size: i32| (FAMILY, size * FINE).into_font().color(&TEXT.light).pos(left);
+        let at = |x: i32, y: i32| (x * FINE, y * FINE);
+        area.draw_text(&self.title, &style(TITLE_SIZE), at(MARGIN, TITLE / 2 + 2)).map_err(cannot)?;
+        for (row, entries) in self.legend().iter().enumerate() {
+            let y = TITLE + row as i32 * LEGEND_ROW + LEGEND_ROW / 2;
+            for &(i, x) in entries {
+                let line = &self.lines[i];
+                let stroke = line.colour.light.stroke_width(3 * FINE as u32);
+                area.draw(&PathElement::new([at(x, y), at(x + 22, y)], stroke)).map_err(cannot)?;
+                area.draw_text(&line.name, &style(TEXT_SIZE - 2), at(x + 28, y)).map_err(cannot)?;
+            }
+        }
+        let y = self.head() - AXIS_ROW / 2;
+        area.draw_text(&self.y.title, &style(TEXT_SIZE - 2), at(MARGIN, y)).map_err(cannot)
+    }
+
+    fn draw_plot<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<()> {
+        let mut chart = ChartBuilder::on(area)
+            .margin_top(4 * FINE)
+            .margin_right(14 * FINE)
+            .x_label_area_size(46 * FINE)
+            .y_label_area_size(54 * FINE)
+            .build_cartesian_2d(self.x.clone(), self.y.clone())
+            .map_err(cannot)?;
+        let style = (FAMILY, TEXT_SIZE * FINE).into_font().color(&TEXT.light);
+        chart
+            .configure_mesh()
+            .x_desc(&self.x.title)
+            .x_labels(self.x.ticks.len())
+            .y_labels(self.y.ticks.len())
+            .x_label_formatter(&|at| tick_label(&self.x, *at))
+            .y_label_formatter(&|at| tick_label(&self.y, *at))
+            .label_style(style.clone())
+            .axis_desc_style(style)
+            .axis_style(AXIS.light.stroke_width(FINE as u32))
+            .bold_line_style(GRID.light.stroke_width(FINE as u32))
+            .light_line_style(TRANSPARENT)
+            .set_all_tick_mark_size(4 * FINE)
+            .draw()
+            .map_err(cannot)?;
+        let place = |x: f64, y: f64| (self.x.scale.place(x), self.y.scale.place(y));
+        for Line { colour, band, .. } in self.lines.iter().filter(|line| line.band.len() > 1) {
+            let above = band.iter().map(|&(x, _, high)| place(x, high));
+            let below = band.iter().rev().map(|&(x, low, _)| place(x, low));
+            let area: Vec<(f64, f64)> = above.chain(below).collect();
+            chart.draw_series([Polygon::new(area, colour.light.mix(0.18).filled())]).map_err(cannot)?;
+        }
+        for Line { colour, points, marks, .. } in &self.lines {
+            let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| place(x, y)).collect();
+            if *marks {
+                let dot = |&at| Circle::new(at, 4 * FINE, colour.light.filled());
+                chart.draw_series(points.iter().map(dot)).map_err(cannot)?;
+            }
+            let stroke = colour.light.stroke_width(2 * FINE as u32);
+            chart.draw_series([PathElement::new(points, stroke)]).map_err(cannot)?;
+        }
+        Ok(())
+    }
+}
+
+fn fine(width: i32, height: i32) -> (u32, u32) {
+    ((width * FINE) as u32, (height * FINE) as u32)
+}
+
+fn tick_label(axis: &Axis, at: f64) -> String {
+    axis.ticks.iter().find(|(tick, _)| *tick == at).map(|(_, label)| label.clone()).unwrap_or_default()
+}
+
+/// Width in pixels of a name in the legend.
+fn text_width(text: &str) -> i32 {
+    register();
+    let font = (FAMILY, (TEXT_SIZE - 2) * FINE).into_font();
+    font.box_size(text).map_or(9 * text.chars().count() as i32, |(width, _)| width as i32 / FINE + 1)
+}
+
+fn register() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _ = register_font(FAMILY, FontStyle::Normal, FONT);
+    });
+}
+
+fn cannot(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("cannot draw: {error}")
+}
+
+/// Writes a name onto an image, its left end and middle at `at`.
+///
+/// # Errors
+/// plotters'.
+pub fn label_on(image: &mut RgbImage, text: &str, at: (u32, u32)) -> Result<()> {
+    register();
+    let size = image.dimensions();
+    let area = BitMapBackend::with_buffer(image, size).into_drawing_area();
+    let style = (FAMILY, TITLE_SIZE).into_font().color(&TEXT.light).pos(Pos::new(HPos::Left, VPos::Center));
+    area.draw_text(text, &style, (at.0 as i32, at.1 as i32)).map_err(cannot)
+}
+
+/// The image as a PNG file.
+///
+/// # Errors
+/// The encoder's.
+pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}
+
+/// Style rules that turn figures within a dark page dark.
+pub fn dark_rules(colours: impl Iterator<Item = Colour>) -> String {
+    let mut rules: Vec<String> = colours
+        .map(|colour| {
+            let (light, dark) = (hex(colour.light), hex(colour.dark));
+            format!("svg [fill=\"{light}\"]{{fill:{dark}}}svg [stroke=\"{light}\"]{{stroke:{dark}}}\n")
+        })
+        .collect();
+    rules.sort();
+    rules.dedup();
+    rules.concat()
+}

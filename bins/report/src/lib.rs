@@ -1,0 +1,20 @@
+//! Stage `report`: figures and one page from the artifacts of any number of runs.
+//!
+//! [`run`] reads a run by its links, [`group`] puts runs together that differ in their seeds alone, [`figures`] says what
+//! is drawn and [`figure`] draws it, [`table`] is the table, [`page`] the page.
+
+pub mod axis;
+pub mod figure;
+pub mod figures;
+pub mod group;
+pub mod links;
+pub mod page;
+pub mod palette;
+pub mod read;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod samples;
+pub mod table;
+
+pub use report::Report;
