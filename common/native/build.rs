@@ -23,6 +23,7 @@ fn main() {
     build.cpp(true).std("c++17").flag_if_supported("-Wno-unused-parameter").flag_if_supported("-Wno-attributes");
     build.include(root.join("include")).include(root.join("include/torch/csrc/api/include"));
     build.file("src/shim.cpp").file("src/ops.cpp");
+    dist(&mut build);
     if let Some(nvcc) = cuda {
         build.define("LCF_KERNELS", None).object(kernels(&nvcc));
     }
@@ -33,6 +34,14 @@ fn main() {
     println!("cargo:rustc-link-lib=c10");
     // For this crate's own tests; crates above use rpath.rs.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+}
+
+/// c10d's process groups. The wheel lacks Gloo's headers: `src/gloo_stub` has what libtorch's own name of them.
+fn dist(build: &mut cc::Build) {
+    for path in ["dist.cpp", "nccl.hpp", "gloo_stub"] {
+        println!("cargo:rerun-if-changed=src/{path}");
+    }
+    build.file("src/dist.cpp").include("src/gloo_stub").define("USE_C10D_GLOO", None);
 }
 
 fn nvcc(libtorch: &Path) -> Option<PathBuf> {
