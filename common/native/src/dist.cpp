@@ -152,10 +152,10 @@ extern "C" int lcf_nccl_id(char* out) {
   });
 }
 
-// Adds CUDA device `device` of this rank. Waits for all ranks.
+// Adds CUDA device `device` of this rank, from here on the current one of this thread. Waits for all ranks.
 extern "C" int lcf_group_join_nccl(Group* group, const char* id, int rank, int device) {
   return guarded([&] {
-    const c10::DeviceGuard guard(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
     nccl::UniqueId unique;
     std::memcpy(unique.bytes, id, sizeof unique.bytes);
     nccl::Comm comm = nullptr;

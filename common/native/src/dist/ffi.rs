@@ -87,6 +87,8 @@ impl Store {
 
     fn new(host: &str, port: u16, serve: bool, fd: c_int, timeout: Duration) -> Result<Self, Error> {
         let host = text(host);
+        // SAFETY: a valid disposition. The store's server writes to ranks that may be gone.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         // SAFETY: the string outlives the call; a socket that is passed on belongs to the store from here on.
         let store = unsafe { lcf_store_open(host.as_ptr(), port.into(), serve.into(), fd, milliseconds(timeout)) };
         NonNull::new(store).map(Self).ok_or_else(last_error)
