@@ -2,7 +2,7 @@
 //!
 //! [`batch`] draws what a step needs, [`objective`] turns it into losses ([`flow`]: Equation 12, [`contrast`]:
 //! Equation 14 and Algorithm 1), [`step`] makes one update with [`optim`], [`run`] repeats it with checkpoints. [`ranks`]
-//! are several processes that do so together.
+//! are several processes that do so together, [`launch`] starts them.
 
 pub mod batch;
 pub mod checkpoint;
@@ -10,6 +10,7 @@ pub mod config;
 pub mod contrast;
 pub mod flow;
 pub mod gathered;
+pub mod launch;
 pub mod metrics;
 pub mod objective;
 pub mod optim;

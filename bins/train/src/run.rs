@@ -5,6 +5,7 @@ use crate::{
     checkpoint::Progress,
     metrics::{self, Window},
     progress::Display,
+    ranks::Ranks,
     step::{Report, Trainer},
 };
 use anyhow::{Context, Result};
@@ -49,6 +50,7 @@ struct Run<'a> {
     pace: Pace,
     work: &'a Work,
     trainer: Trainer,
+    ranks: Ranks,
     progress: Progress,
     skipped_in_a_row: u64,
     saved: Instant,
@@ -65,15 +67,17 @@ pub fn train(
     images: Tensor,
     pace: Pace,
     work: &Work,
+    ranks: &Ranks,
 ) -> Result<()> {
     let stop = signals()?;
-    let trainer = Trainer::new(config, input, images).with_engine(pace.engine);
+    let trainer = Trainer::new(config, input, images).with_engine(pace.engine).among(ranks.clone());
     let mut run = Run {
         config,
         input,
         pace,
         work,
         trainer,
+        ranks: ranks.clone(),
         progress: Progress::default(),
         skipped_in_a_row: 0,
         saved: Instant::now(),
@@ -83,9 +87,33 @@ pub fn train(
     run.finish(dataset)
 }
 
+/// Trains as a rank other than 0, which writes nothing. Returns whether a signal has stopped the training.
+///
+/// # Errors
+/// The connection's.
+pub fn follow(config: &TrainConfig, input: Input, images: Tensor, engine: Engine, ranks: &Ranks) -> Result<bool> {
+    let stop = signals()?;
+    let mut trainer = Trainer::new(config, input, images).with_engine(engine).among(ranks.clone());
+    let first = ranks.align(&mut trainer, 0)?;
+    for step in first..config.epochs * trainer.steps_per_epoch() {
+        trainer.step(step);
+        let [stopping, saving] = ranks.agree([stop.load(Ordering::Relaxed), false])?;
+        if stopping || saving {
+            ranks.same(&trainer.params.flat, step + 1)?;
+        }
+        if stopping {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A flag that SIGTERM and SIGINT raise. More of them change nothing: one that is sent to a process group comes twice
 /// where make passes it on, and the checkpoint must be written all the same.
-fn signals() -> Result<Arc<AtomicBool>> {
+///
+/// # Errors
+/// The operating system's refusal.
+pub fn signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, flag.clone()).context("cannot handle signals")?;
@@ -111,6 +139,7 @@ impl Run<'_> {
         } else {
             self.work.clear()?;
         }
+        self.ranks.align(&mut self.trainer, self.progress.step)?;
         let weights = self.work.path("weights");
         fs::create_dir_all(&weights).map_err(Error::io(&weights, "create"))?;
         Ok(())
@@ -126,7 +155,7 @@ impl Run<'_> {
             window.add(&report);
             self.end_of_epoch()?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
-            let stopping = stop.load(Ordering::Relaxed);
+            let [stopping, saving] = self.ranks.agree([stop.load(Ordering::Relaxed), self.checkpoint_is_due()])?;
             let row_is_due = window.steps() == self.pace.log_steps || self.progress.step == self.total();
             // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
             if row_is_due || stopping {
@@ -134,11 +163,14 @@ impl Run<'_> {
                 metrics::append(&self.work.path(metrics::FILE), &row)?;
                 window = Window::new();
             }
-            if stopping || self.checkpoint_is_due() {
+            if stopping || saving {
+                self.ranks.same(&self.trainer.params.flat, self.progress.step)?;
+                self.ranks.busy();
                 checkpoint::save(self.work.dir(), &self.trainer, self.progress)?;
                 self.saved = Instant::now();
             }
             if stopping {
+                self.ranks.leave()?;
                 let message = format!("stopped by a signal after step {}; checkpoint written", self.progress.step);
                 return Err(Error::bad(self.work.dir(), message)
                     .with_hint("run the same command again to go on")
@@ -187,6 +219,7 @@ impl Run<'_> {
         self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
         let epoch = self.progress.step / per_epoch;
         if self.config.snapshots.contains(&epoch) {
+            self.ranks.busy();
             self.save(&format!("epoch-{epoch}"), &self.trainer.average)?;
         }
         Ok(())
@@ -198,6 +231,7 @@ impl Run<'_> {
     }
 
     fn finish(&self, dataset: &Dataset) -> Result<()> {
+        self.ranks.busy();
         self.save("raw", &self.trainer.params.flat)?;
         self.save("ema", &self.trainer.average)?;
         let meta = Meta {
