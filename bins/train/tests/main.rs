@@ -2,6 +2,8 @@
 
 #[path = "golden.rs"]
 mod golden;
+#[path = "ranks.rs"]
+mod ranks;
 
 use lcf_model::trained::Trained;
 use lcf_store::{
