@@ -4,6 +4,7 @@ P       ?= smoke
 DATA    ?= data
 CFG     ?= pipelines/$(P).json
 DEVICE  ?= auto
+GPUS    ?= 1
 SET     ?=
 CIFAR10 ?=
 TINY    ?=
@@ -53,6 +54,7 @@ make TARGET [VARIABLE=VALUE]...
                  $(sort $(notdir $(basename $(wildcard pipelines/*.json))))
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
+  GPUS=N         train with N GPUs of this machine; every other stage takes one [1]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
   RAW=PATH       prepare any run from this path: --data of lcf-prepare [downloaded]

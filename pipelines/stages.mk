@@ -64,7 +64,7 @@ $(RUN)/fid.stamp:     $(RUN)/sample.stamp $(RUN)/prepare.stamp
 on = --device $(DEVICE)
 $(RUN)/prepare.stamp: FLAGS = $(if $(RAW_PATH),--data $(RAW_WORD))
 $(RUN)/prepare.stamp: STAMP = $(RAW_WORD)
-$(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
+$(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)$(if $(filter-out 1,$(GPUS)), --ranks $(GPUS))
 $(RUN)/extract.stamp: FLAGS = --model $(RUN)/train --data $(RUN)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)
 $(RUN)/sample.stamp:  FLAGS = --model $(RUN)/train $(on)
