@@ -31,7 +31,7 @@ pub struct RankArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     ranks: u64,
     /// Seconds after which a process that is not heard of ends the others
-    #[arg(long, value_name = "S", default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "S", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     rank_timeout: u64,
 }
 

@@ -59,7 +59,7 @@ impl World {
     /// # Errors
     /// No store to meet at; ranks that do not turn up, by their numbers.
     pub fn join(place: Place, limit: Duration, report: Report) -> Result<Self, Error> {
-        let prefix = format!("lcf/{}/", place.restart);
+        let prefix = prefix(place.restart);
         let serve = place.rank == 0 && !place.kept;
         let open =
             |serve| Store::open(&place.host, place.port, serve, GATHERING).map_err(|e| meet::unreachable(&place, e));
@@ -95,7 +95,7 @@ impl World {
     /// NCCL's.
     pub fn join_cuda(&self, device: usize) -> Result<(), Error> {
         let id = if self.rank() == 0 {
-            let id = self.checked("ncclGetUniqueId", NcclId::new())?;
+            let id = NcclId::new().map_err(|error| named(&self.place, "no NCCL", &error))?;
             self.post("nccl", &id.to_hex())?;
             id
         } else {
@@ -103,7 +103,7 @@ impl World {
             NcclId::from_hex(&text).ok_or_else(|| Error(format!("rank 0 posted {text:?}, expected an id of NCCL")))?
         };
         let joined = self.watch.wait(|| self.group.join_nccl(&id, self.rank(), device));
-        self.checked("cannot join the other GPUs", joined)
+        joined.map_err(|error| named(&self.place, "cannot join the other GPUs", &error))
     }
 
     /// Sums `x` over the ranks, in place. On CUDA this only queues the work on the current stream.
@@ -226,7 +226,7 @@ impl Drop for World {
 /// # Errors
 /// The store's.
 pub fn condemn(store: &Store, message: &str) -> Result<(), Error> {
-    store.set_once(&watch::failed("lcf/0/"), message)
+    store.set_once(&watch::failed(&prefix(0)), message)
 }
 
 /// Asks a process that this one has started to end, by SIGTERM.
@@ -235,6 +235,11 @@ pub fn terminate(child: &Child) {
     unsafe {
         libc::kill(child.id() as libc::pid_t, libc::SIGTERM);
     }
+}
+
+/// What the keys of a start begin with.
+fn prefix(restart: u64) -> String {
+    format!("lcf/{restart}/")
 }
 
 fn named(place: &Place, what: &str, error: &Error) -> Error {

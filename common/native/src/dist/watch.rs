@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Ends the process: is given what has happened.
@@ -34,9 +34,8 @@ struct Shared {
     quiet: AtomicBool,
     /// A collective has failed here: someone is gone, and need not be waited for as long.
     broken: AtomicBool,
-    /// Steps made, and the longest time of one.
+    /// Steps made.
     steps: AtomicU64,
-    longest: AtomicU64,
     /// The main thread does something long that is no step.
     busy: AtomicBool,
     /// The main thread waits for other ranks.
@@ -53,7 +52,6 @@ struct Shared {
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
-    last_step: std::cell::Cell<Option<Instant>>,
 }
 
 impl Watch {
@@ -67,7 +65,6 @@ impl Watch {
             quiet: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             steps: AtomicU64::new(0),
-            longest: AtomicU64::new(0),
             busy: AtomicBool::new(true),
             waiting: AtomicBool::new(false),
             others_busy: AtomicBool::new(true),
@@ -78,21 +75,17 @@ impl Watch {
         let (beating, judging) = (shared.clone(), shared.clone());
         thread::spawn(move || beating.beat(&store));
         thread::spawn(move || judging.judge());
-        Self { shared, last_step: std::cell::Cell::new(None) }
+        Self { shared }
     }
 
     /// Says that a step was made.
     pub fn step(&self) {
-        if let Some(last) = self.last_step.replace(Some(Instant::now())) {
-            self.shared.longest.fetch_max(last.elapsed().as_millis() as u64, SeqCst);
-        }
         self.shared.steps.fetch_add(1, SeqCst);
         self.shared.busy.store(false, SeqCst);
     }
 
     /// Says that what follows takes long, until the next step.
     pub fn busy(&self) {
-        self.last_step.set(None);
         self.shared.busy.store(true, SeqCst);
     }
 
@@ -200,7 +193,7 @@ impl Shared {
             }
             self.answered.store(self.now.load(SeqCst), SeqCst);
             if self.stalled.load(SeqCst) {
-                let message = format!("rank {} hangs: it has made no step for too long", self.place.rank);
+                let message = format!("rank {} hangs: it beats but makes no step", self.place.rank);
                 return self.condemn(store, &message);
             }
             thread::sleep(self.interval());
@@ -237,10 +230,10 @@ impl Shared {
             thread::sleep(Duration::from_millis(50));
             self.now.store(clock.now(), SeqCst);
             let excused = [&self.busy, &self.waiting, &self.others_busy].iter().any(|flag| flag.load(SeqCst));
-            let still = stall.still_for(self.now.load(SeqCst), self.steps.load(SeqCst), excused);
             // Later than others would hear nothing of this rank, so that a rank that is stopped is not taken for one
             // that waits for it.
-            if still > (self.limit * 5 / 4).max(5 * self.longest.load(SeqCst)) {
+            let limit = self.limit * 5 / 4;
+            if stall.lasts(self.now.load(SeqCst), self.steps.load(SeqCst), excused, limit) {
                 self.stalled.store(true, SeqCst);
             }
             if self.since(self.answered.load(SeqCst)) > self.patience() + self.interval() {
