@@ -55,6 +55,11 @@ impl Sampler {
         }
     }
 
+    /// The images it draws from.
+    pub fn images(&self) -> &Tensor {
+        &self.images
+    }
+
     /// Steps of an epoch: whole batches of a fresh order. The few images of the incomplete last batch are left out of
     /// this epoch; another order decides which they are in the next.
     pub fn steps_per_epoch(&self) -> u64 {

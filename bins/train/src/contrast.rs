@@ -98,10 +98,17 @@ pub fn pool(tokens: &Tensor, config: &ContrastConfig) -> Tensor {
 ///
 /// L = 1/A sum_i [ d(z_i, p_i) / tau + log sum_j exp(-d(z_i, h_j) / tau) ], d the squared distance.
 ///
-/// anchors: `[A, F]`; positives: `[A, F]`; batch: `[B, F]`, whose first A rows are the anchors.
-pub fn contrast(anchors: &Tensor, positives: &Tensor, batch: &Tensor, config: &ContrastConfig) -> Contrast {
+/// anchors: `[A, F]`; positives: `[A, F]`; batch: `[B, F]`, whose first A rows are the anchors. present: fp32 `[A]`, 1 for
+/// rows that are anchors and 0 for those that only fill up the tensor; all are without it.
+pub fn contrast(
+    anchors: &Tensor,
+    positives: &Tensor,
+    batch: &Tensor,
+    present: Option<&Tensor>,
+    config: &ContrastConfig,
+) -> Contrast {
     let constant = |x: &Tensor| if config.detach { x.detach() } else { x.shallow_clone() };
-    let (count, features) = anchors.size2().expect("anchors are [A, F]");
+    let (_, features) = anchors.size2().expect("anchors are [A, F]");
     let scale = if config.norm == Norm::Dim { 1.0 / features as f64 } else { 1.0 };
     let to_positive = (anchors - constant(positives)).square().sum_dim_intlist(1, false, Kind::Float) * scale;
     let difference = anchors.unsqueeze(1) - constant(batch).unsqueeze(0);
@@ -114,10 +121,17 @@ pub fn contrast(anchors: &Tensor, positives: &Tensor, batch: &Tensor, config: &C
         Denominator::Algorithm1 => others.shallow_clone(),
         Denominator::InfoNce => Tensor::cat(&[no_self(), (&to_positive * (-1.0 / config.tau)).unsqueeze(1)], 1),
     };
-    let loss = (&to_positive / config.tau + terms.logsumexp(1, false)).mean(Kind::Float);
-    let pairs = (count * (batch.size()[0] - 1)).max(1) as f64;
-    // An anchor's distance to itself is zero, so the sum over all is the sum over the others.
-    Contrast { loss, pull: to_positive.detach().mean(Kind::Float), push: to_batch.detach().sum(Kind::Float) / pairs }
+    let mean = |x: &Tensor| match present {
+        Some(present) => (x * present).sum(Kind::Float) / present.sum(Kind::Float).clamp_min(1.0),
+        None => x.mean(Kind::Float),
+    };
+    let others = (batch.size()[0] - 1).max(1) as f64;
+    Contrast {
+        loss: mean(&(&to_positive / config.tau + terms.logsumexp(1, false))),
+        pull: mean(&to_positive.detach()),
+        // An anchor's distance to itself is zero, so the sum over all is the sum over the others.
+        push: mean(&(to_batch.detach().sum_dim_intlist(1, false, Kind::Float) / others)),
+    }
 }
 
 /// True at `[i, i]` of a matrix shaped like `x`.
@@ -144,7 +158,7 @@ mod tests {
     /// One anchor at 0, its positive at 1, the others of the batch at 2 and 3, in one dimension.
     fn by_hand(config: &ContrastConfig) -> f64 {
         let column = |values: &[f32]| Tensor::from_slice(values).view([-1, 1]);
-        f64::try_from(contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), config).loss).unwrap()
+        f64::try_from(contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), None, config).loss).unwrap()
     }
 
     #[test]
@@ -164,8 +178,9 @@ mod tests {
         let far = |scale: f64| {
             let batch = Tensor::from_slice(&[0.0f32, 1.0, 2.0]).view([3, 1]) * scale;
             let anchors = batch.narrow(0, 0, 1);
-            let loss =
-                |denominator| contrast(&anchors, &anchors, &batch, &ContrastConfig { denominator, ..CONFIG }).loss;
+            let loss = |denominator| {
+                contrast(&anchors, &anchors, &batch, None, &ContrastConfig { denominator, ..CONFIG }).loss
+            };
             (loss(Denominator::Algorithm1).double_value(&[]), loss(Denominator::Eq14).double_value(&[]))
         };
         assert!(far(100.0).0 >= 0.0);
@@ -176,7 +191,7 @@ mod tests {
     #[test]
     fn pulls_and_pushes_are_mean_squared_distances() {
         let column = |values: &[f32]| Tensor::from_slice(values).view([-1, 1]);
-        let found = contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), &CONFIG);
+        let found = contrast(&column(&[0.0]), &column(&[1.0]), &column(&[0.0, 2.0, 3.0]), None, &CONFIG);
         assert_eq!((found.pull.double_value(&[]), found.push.double_value(&[])), (1.0, 6.5));
     }
 
@@ -185,7 +200,7 @@ mod tests {
         for detach in [true, false] {
             let leaf = |n| Tensor::randn([n, 4], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
             let (anchors, positives, batch) = (leaf(2), leaf(2), leaf(5));
-            contrast(&anchors, &positives, &batch, &ContrastConfig { detach, ..CONFIG }).loss.backward();
+            contrast(&anchors, &positives, &batch, None, &ContrastConfig { detach, ..CONFIG }).loss.backward();
             assert!(anchors.grad().defined());
             assert_eq!(positives.grad().defined(), !detach);
             assert_eq!(batch.grad().defined(), !detach);

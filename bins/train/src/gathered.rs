@@ -23,7 +23,7 @@ pub fn gathered(
 ) -> (Contrast, Tensor) {
     let leaf = |x: &Tensor, total: i64| ranks.gather(x, total).set_requires_grad(true);
     let (all, all_positives) = (leaf(features, whole.samples), leaf(positives, whole.low));
-    let found = contrast(&all.narrow(0, 0, whole.low), &all_positives, &all, config);
+    let found = contrast(&all.narrow(0, 0, whole.low), &all_positives, &all, None, config);
     let gradients = Tensor::run_backward(&[&found.loss], &[&all, &all_positives], false, false);
     let part = |x: &Tensor, gradient: &Tensor| (x * ranks.own(gradient)).sum(Kind::Float);
     let mut own = part(features, &gradients[0]);

@@ -5,6 +5,7 @@
 //! are several processes that do so together, [`launch`] starts them.
 
 pub mod batch;
+pub mod captured;
 pub mod checkpoint;
 pub mod config;
 pub mod contrast;

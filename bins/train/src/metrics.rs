@@ -1,6 +1,6 @@
 //! `metrics.csv`: one row for each interval of steps.
 
-use crate::step::{BINS, Report};
+use crate::step::{BINS, Totals};
 use lcf_store::{Error, Result};
 use std::{fs, io::Write, path::Path, time::Instant};
 
@@ -11,7 +11,7 @@ pub const FILE: &str = "metrics.csv";
 pub fn header() -> String {
     let bins: Vec<String> = (0..BINS).map(|bin| format!("flow_t0.{bin}")).collect();
     format!(
-        "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,lr,skipped,ms_per_step,img_per_s",
+        "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,lr,skipped,overflow,ms_per_step,img_per_s",
         bins.join(",")
     )
 }
@@ -20,84 +20,43 @@ pub fn header() -> String {
 #[derive(Debug)]
 pub struct Window {
     start: Instant,
-    steps: u64,
-    skipped: u64,
-    loss: f64,
-    grad_norm: f64,
-    lr: f64,
-    flow: [f64; BINS],
-    samples: [f64; BINS],
-    contrast: [f64; 3],
-    contrasted: u64,
-    anchors: i64,
+    totals: Totals,
 }
 
 impl Window {
     /// An empty interval that starts now.
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            steps: 0,
-            skipped: 0,
-            loss: 0.0,
-            grad_norm: 0.0,
-            lr: 0.0,
-            flow: [0.0; BINS],
-            samples: [0.0; BINS],
-            contrast: [0.0; 3],
-            contrasted: 0,
-            anchors: 0,
-        }
-    }
-
-    /// Steps in it.
-    pub fn steps(&self) -> u64 {
-        self.steps
+        Self { start: Instant::now(), totals: Totals::default() }
     }
 
     /// Milliseconds a step so far.
     pub fn ms_per_step(&self) -> f64 {
-        self.start.elapsed().as_secs_f64() * 1e3 / self.steps.max(1) as f64
+        self.start.elapsed().as_secs_f64() * 1e3 / self.totals.steps.max(1) as f64
     }
 
     /// Mean square error per dimension over the regressed samples.
     pub fn flow(&self) -> f64 {
-        mean(self.flow.iter().sum(), self.samples.iter().sum())
+        mean(self.totals.flow.iter().sum(), self.totals.samples.iter().sum())
     }
 
-    /// Adds a step. One that was left out counts in time and in `skipped` alone.
-    pub fn add(&mut self, report: &Report) {
-        self.steps += 1;
-        self.lr = report.lr;
-        if !report.is_finite() {
-            self.skipped += 1;
-            return;
-        }
-        self.loss += report.loss;
-        self.grad_norm += report.grad_norm;
-        self.anchors += report.anchors;
-        for bin in 0..BINS {
-            self.flow[bin] += report.flow[bin];
-            self.samples[bin] += report.samples[bin];
-        }
-        if let Some(contrast) = report.contrast {
-            self.contrasted += 1;
-            self.contrast.iter_mut().zip(contrast).for_each(|(sum, value)| *sum += value);
-        }
+    /// Adds steps.
+    pub fn add(&mut self, totals: &Totals) {
+        self.totals.merge(totals);
     }
 
     /// The row. What had no sample in the interval is empty.
     pub fn row(&self, step: u64, epoch: f64, batch: usize) -> String {
-        let counted = (self.steps - self.skipped) as f64;
+        let t = &self.totals;
+        let counted = (t.steps - t.skipped) as f64;
         let ms = self.ms_per_step();
-        let mut cells = vec![step.to_string(), format!("{epoch:.3}"), number(mean(self.loss, counted))];
+        let mut cells = vec![step.to_string(), format!("{epoch:.3}"), number(mean(t.loss, counted))];
         cells.push(number(self.flow()));
-        cells.extend(self.contrast.map(|sum| number(mean(sum, self.contrasted as f64))));
-        cells.push(number(mean(self.anchors as f64, counted)));
-        cells.extend((0..BINS).map(|bin| number(mean(self.flow[bin], self.samples[bin]))));
-        cells.push(number(mean(self.grad_norm, counted)));
-        cells.push(number(self.lr));
-        cells.push(self.skipped.to_string());
+        cells.extend(t.contrast.map(|sum| number(mean(sum, t.contrasted as f64))));
+        cells.push(number(mean(t.anchors as f64, counted)));
+        cells.extend((0..BINS).map(|bin| number(mean(t.flow[bin], t.samples[bin]))));
+        cells.push(number(mean(t.grad_norm, counted)));
+        cells.push(number(t.lr));
+        cells.extend([t.skipped.to_string(), t.overflow.to_string()]);
         cells.extend([format!("{ms:.2}"), format!("{:.1}", batch as f64 * 1e3 / ms.max(1e-9))]);
         cells.join(",")
     }
@@ -144,6 +103,7 @@ pub fn rewind(path: &Path, step: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::Report;
 
     fn report(loss: f64) -> Report {
         let mut report =
@@ -155,9 +115,11 @@ mod tests {
     #[test]
     fn rows_have_a_cell_for_every_name_and_average_what_was_counted() {
         let mut window = Window::new();
-        window.add(&report(1.0));
-        window.add(&Report { contrast: None, ..report(3.0) });
-        window.add(&report(f64::NAN));
+        for reports in [vec![report(1.0)], vec![Report { contrast: None, ..report(3.0) }, report(f64::NAN)]] {
+            let mut totals = Totals::default();
+            reports.iter().zip(1..).for_each(|(report, step)| totals.add(report, step));
+            window.add(&totals);
+        }
         let row = window.row(12, 0.5, 256);
         let cell = |name: &str| {
             let at = header().split(',').position(|n| n == name).unwrap();

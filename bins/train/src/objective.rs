@@ -112,7 +112,7 @@ fn contrast_low(
     if !ranks.are_one() {
         return gathered(ranks, &all, &positives, whole, options);
     }
-    let found = contrast(&narrow(&all), &positives, &all, options);
+    let found = contrast(&narrow(&all), &positives, &all, None, options);
     let own = found.loss.shallow_clone();
     (found, own)
 }

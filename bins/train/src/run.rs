@@ -6,7 +6,7 @@ use crate::{
     metrics::{self, Window},
     progress::Display,
     ranks::Ranks,
-    step::{Report, Trainer},
+    step::{Totals, Trainer},
 };
 use anyhow::{Context, Result};
 use lcf_model::{
@@ -43,6 +43,9 @@ pub struct Pace {
     pub engine: Engine,
 }
 
+/// Time between two looks at what happened on a device.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// A training under way in its work directory.
 struct Run<'a> {
     config: &'a TrainConfig,
@@ -52,8 +55,8 @@ struct Run<'a> {
     trainer: Trainer,
     ranks: Ranks,
     progress: Progress,
-    skipped_in_a_row: u64,
     saved: Instant,
+    looked: Instant,
 }
 
 /// Trains from the work directory's checkpoint, or from the start, to the end, and writes the artifact's files.
@@ -70,7 +73,7 @@ pub fn train(
     ranks: &Ranks,
 ) -> Result<()> {
     let stop = signals()?;
-    let trainer = Trainer::new(config, input, images).with_engine(pace.engine).among(ranks.clone());
+    let trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(pace.engine);
     let mut run = Run {
         config,
         input,
@@ -79,8 +82,8 @@ pub fn train(
         trainer,
         ranks: ranks.clone(),
         progress: Progress::default(),
-        skipped_in_a_row: 0,
         saved: Instant::now(),
+        looked: Instant::now(),
     };
     run.resume()?;
     run.steps(&stop)?;
@@ -93,10 +96,10 @@ pub fn train(
 /// The connection's.
 pub fn follow(config: &TrainConfig, input: Input, images: Tensor, engine: Engine, ranks: &Ranks) -> Result<bool> {
     let stop = signals()?;
-    let mut trainer = Trainer::new(config, input, images).with_engine(engine).among(ranks.clone());
+    let mut trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(engine);
     let first = ranks.align(&mut trainer, 0)?;
     for step in first..config.epochs * trainer.steps_per_epoch() {
-        trainer.step(step);
+        trainer.advance(step);
         let [stopping, saving] = ranks.agree([stop.load(Ordering::Relaxed), false])?;
         if stopping || saving {
             ranks.same(&trainer.params.flat, step + 1)?;
@@ -105,6 +108,8 @@ pub fn follow(config: &TrainConfig, input: Input, images: Tensor, engine: Engine
             return Ok(true);
         }
     }
+    // Waits until the last steps are made: the others need this rank for them.
+    trainer.take();
     Ok(false)
 }
 
@@ -147,23 +152,30 @@ impl Run<'_> {
 
     fn steps(&mut self, stop: &AtomicBool) -> Result<()> {
         let mut display = Display::new(self.progress.step, self.total());
-        let mut window = Window::new();
+        let (mut window, mut since_row) = (Window::new(), 0);
         while self.progress.step < self.total() {
-            let report = self.trainer.step(self.progress.step);
+            self.trainer.advance(self.progress.step);
             self.progress.step += 1;
-            self.check(&report, &display)?;
-            window.add(&report);
+            since_row += 1;
+            let [stopping, saving] = self.ranks.agree([stop.load(Ordering::Relaxed), self.checkpoint_is_due()])?;
+            let saving = stopping || saving;
+            let row_is_due = since_row == self.pace.log_steps || self.progress.step == self.total() || stopping;
+            if !(row_is_due || saving || self.epoch_ends() || self.looking_is_due()) {
+                continue;
+            }
+            let totals = self.trainer.take();
+            self.looked = Instant::now();
+            self.check(&totals, &display)?;
+            window.add(&totals);
             self.end_of_epoch()?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
-            let [stopping, saving] = self.ranks.agree([stop.load(Ordering::Relaxed), self.checkpoint_is_due()])?;
-            let row_is_due = window.steps() == self.pace.log_steps || self.progress.step == self.total();
             // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
-            if row_is_due || stopping {
+            if row_is_due {
                 let row = window.row(self.progress.step, self.epoch(), self.config.batch);
                 metrics::append(&self.work.path(metrics::FILE), &row)?;
-                window = Window::new();
+                (window, since_row) = (Window::new(), 0);
             }
-            if stopping || saving {
+            if saving {
                 self.ranks.same(&self.trainer.params.flat, self.progress.step)?;
                 self.ranks.busy();
                 checkpoint::save(self.work.dir(), &self.trainer, self.progress)?;
@@ -180,44 +192,52 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Looking at what happened makes the host wait for the device, so that is not done at every step there.
+    fn looking_is_due(&self) -> bool {
+        self.trainer.is_stepwise() || self.looked.elapsed() >= LOOK
+    }
+
+    fn epoch_ends(&self) -> bool {
+        self.progress.step.is_multiple_of(self.trainer.steps_per_epoch())
+    }
+
     fn checkpoint_is_due(&self) -> bool {
         let by_steps = self.pace.checkpoint_steps.is_some_and(|n| self.progress.step.is_multiple_of(n));
         by_steps || self.saved.elapsed() >= self.pace.checkpoint_every
     }
 
     /// Counts steps that were left out, and gives up after a run of them.
-    fn check(&mut self, report: &Report, display: &Display) -> Result<()> {
-        if report.is_finite() {
-            self.skipped_in_a_row = 0;
-            self.progress.epoch_flow.0 += report.flow.iter().sum::<f64>();
-            self.progress.epoch_flow.1 += report.samples.iter().sum::<f64>();
+    fn check(&mut self, totals: &Totals, display: &Display) -> Result<()> {
+        self.progress.epoch_flow.0 += totals.flow.iter().sum::<f64>();
+        self.progress.epoch_flow.1 += totals.samples.iter().sum::<f64>();
+        if totals.overflow > 0 {
+            display.say(&format!("train: {} low-noise samples had no anchor slot and were left out", totals.overflow));
+        }
+        if totals.skipped == 0 {
             return Ok(());
         }
-        self.progress.skipped += 1;
-        self.skipped_in_a_row += 1;
-        let step = self.progress.step;
-        let (loss, norm) = (report.loss, report.grad_norm);
+        self.progress.skipped += totals.skipped;
+        let Totals { skipped, in_a_row, last_bad, .. } = *totals;
         display.say(&format!(
-            "train: step {step}: loss {loss}, gradient norm {norm}: not finite, update left out ({} in a row)",
-            self.skipped_in_a_row
+            "train: step {last_bad}: loss or gradient not finite, update left out ({skipped} of the last {} steps, \
+             {in_a_row} in a row)",
+            totals.steps
         ));
-        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW {
+        if in_a_row < MAX_SKIPPED_IN_A_ROW {
             return Ok(());
         }
-        let message =
-            format!("{MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} were not finite; training stopped");
+        let message = format!("{in_a_row} steps in a row up to step {last_bad} were not finite; training stopped");
         let hint = "lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept in this directory";
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }
 
     fn end_of_epoch(&mut self) -> Result<()> {
-        let per_epoch = self.trainer.steps_per_epoch();
-        if !self.progress.step.is_multiple_of(per_epoch) {
+        if !self.epoch_ends() {
             return Ok(());
         }
         let (sum, count) = std::mem::take(&mut self.progress.epoch_flow);
         self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
-        let epoch = self.progress.step / per_epoch;
+        let epoch = self.progress.step / self.trainer.steps_per_epoch();
         if self.config.snapshots.contains(&epoch) {
             self.ranks.busy();
             self.save(&format!("epoch-{epoch}"), &self.trainer.average)?;

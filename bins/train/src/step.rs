@@ -2,16 +2,15 @@
 
 use crate::{
     batch::{Sampler, Whole, time_bin},
+    captured::Captured,
     config::TrainConfig,
     objective::{Losses, losses_among},
     optim::{clip, ema, learning_rate, norm},
     ranks::Ranks,
 };
-use lcf_model::{Dit, Engine, Params, adamw::AdamW, config::Input};
+use lcf_model::{Dit, Engine, Fused, Params, adamw::AdamW, config::Input};
+pub use lcf_native::step::BINS;
 use tch::{Kind, Tensor};
-
-/// Bins of t in the report.
-pub const BINS: usize = 10;
 
 /// Everything that training changes, and what it needs to go on.
 #[derive(Debug)]
@@ -30,6 +29,9 @@ pub struct Trainer {
     pub average: Tensor,
     /// Optimiser state.
     pub optim: AdamW,
+    /// The step by fused kernels, where it is computed so.
+    captured: Option<Captured>,
+    totals: Totals,
 }
 
 /// What one step measured, on the host.
@@ -58,6 +60,84 @@ impl Report {
     }
 }
 
+/// Sums over steps; those left out count in `steps` and `skipped` alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Steps.
+    pub steps: u64,
+    /// Those left out, since loss or gradient was not finite.
+    pub skipped: u64,
+    /// How many of them were the last ones, in a row.
+    pub in_a_row: u64,
+    /// The last one of them ever, counted from 1.
+    pub last_bad: u64,
+    /// What was minimised.
+    pub loss: f64,
+    /// Norms of the gradient.
+    pub grad_norm: f64,
+    /// Learning rate of the last update.
+    pub lr: f64,
+    /// Mean square errors per dimension of the regressed samples, by bin of t.
+    pub flow: [f64; BINS],
+    /// Regressed samples, by bin of t.
+    pub samples: [f64; BINS],
+    /// Contrastive loss, pull and push distance.
+    pub contrast: [f64; 3],
+    /// Steps that had anchors.
+    pub contrasted: u64,
+    /// Anchors.
+    pub anchors: u64,
+    /// Low-noise samples for which there was no anchor slot.
+    pub overflow: u64,
+}
+
+impl Totals {
+    /// Adds step `step`, counted from 1.
+    pub fn add(&mut self, report: &Report, step: u64) {
+        self.steps += 1;
+        if !report.is_finite() {
+            self.skipped += 1;
+            self.in_a_row += 1;
+            self.last_bad = step;
+            return;
+        }
+        self.in_a_row = 0;
+        self.loss += report.loss;
+        self.grad_norm += report.grad_norm;
+        self.lr = report.lr;
+        add_each(&mut self.flow, &report.flow);
+        add_each(&mut self.samples, &report.samples);
+        if let Some(contrast) = &report.contrast {
+            add_each(&mut self.contrast, contrast);
+            self.contrasted += 1;
+        }
+        self.anchors += report.anchors as u64;
+    }
+
+    /// Adds the steps of `later`.
+    pub fn merge(&mut self, later: &Self) {
+        self.steps += later.steps;
+        self.skipped += later.skipped;
+        self.in_a_row = later.in_a_row;
+        self.last_bad = later.last_bad;
+        self.loss += later.loss;
+        self.grad_norm += later.grad_norm;
+        if later.steps > later.skipped {
+            self.lr = later.lr;
+        }
+        add_each(&mut self.flow, &later.flow);
+        add_each(&mut self.samples, &later.samples);
+        add_each(&mut self.contrast, &later.contrast);
+        self.contrasted += later.contrasted;
+        self.anchors += later.anchors;
+        self.overflow += later.overflow;
+    }
+}
+
+fn add_each(to: &mut [f64], from: &[f64]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
 impl Trainer {
     /// A trainer at step 0 over `images`, uint8 `[N, C, H, W]`, on their device.
     pub fn new(config: &TrainConfig, input: Input, images: Tensor) -> Self {
@@ -78,14 +158,44 @@ impl Trainer {
             average: params.flat.copy(),
             optim: AdamW::new(config.optim.hyper(), &params.flat),
             params,
+            captured: None,
+            totals: Totals::default(),
             config: config.clone(),
         }
     }
 
-    /// The same trainer computing by `engine`; a new one computes by [`Engine::Fused`].
+    /// The same trainer computing by `engine`, at its start; a new one computes by [`Engine::Reference`].
     #[must_use]
-    pub fn with_engine(self, engine: Engine) -> Self {
-        Self { dit: self.dit.with_engine(engine), ..self }
+    pub fn with_engine(mut self, engine: Engine) -> Self {
+        let (config, input) = (&self.config, self.dit.input());
+        let fits = Fused::takes(&config.model, &input, config.precision, self.params.flat.device());
+        self.captured = (engine == Engine::Fused && fits)
+            .then(|| Captured::new(config, input, self.sampler.images().shallow_clone(), &self.params, &self.compute));
+        self
+    }
+
+    /// Whether steps are made one after the other on the host's word, so that looking at each costs nothing.
+    pub fn is_stepwise(&self) -> bool {
+        self.captured.is_none()
+    }
+
+    /// Makes step `step`, counted from 0, or sets it going. When loss or gradient is not finite, nothing changes but the
+    /// totals.
+    pub fn advance(&mut self, step: u64) {
+        if let Some(captured) = &mut self.captured {
+            return captured.step(step, &self.params, &self.average, &self.optim);
+        }
+        let report = self.step(step);
+        self.totals.add(&report, step + 1);
+    }
+
+    /// What happened since the last call. Waits until all steps are made; the weights can be read after it.
+    pub fn take(&mut self) -> Totals {
+        if let Some(captured) = &mut self.captured {
+            return captured.take(&mut self.optim);
+        }
+        let Totals { in_a_row, last_bad, .. } = self.totals;
+        std::mem::replace(&mut self.totals, Totals { in_a_row, last_bad, ..Totals::default() })
     }
 
     /// The same trainer as one of several.
@@ -99,7 +209,7 @@ impl Trainer {
         self.sampler.steps_per_epoch()
     }
 
-    /// Makes step `step`, counted from 0. When loss or gradient is not finite, nothing changes but the report.
+    /// The reference step: one operation of libtorch after the other, with its automatic differentiation.
     pub fn step(&mut self, step: u64) -> Report {
         let (batch, whole) = self.sampler.deal(step, &self.ranks);
         let losses = losses_among(&self.ranks, &self.dit, &batch, whole, &self.config);

@@ -84,7 +84,7 @@ fn contrasted(golden: &Golden, config: &ContrastConfig, scale: f64) -> [Tensor; 
     let batch = golden.get("contrast.batch") * scale;
     let positives = leaf(&(golden.get("contrast.positives") * scale));
     let (anchors, batch) = (leaf(&batch.narrow(0, 0, positives.size()[0])), leaf(&batch));
-    let found = contrast(&pool(&anchors, config), &pool(&positives, config), &pool(&batch, config), config);
+    let found = contrast(&pool(&anchors, config), &pool(&positives, config), &pool(&batch, config), None, config);
     found.loss.backward();
     let [anchors, positives, batch] = [anchors, positives, batch].map(|leaf| gradient(&leaf));
     [found.loss.detach(), found.pull, found.push, anchors, positives, batch]
@@ -147,7 +147,7 @@ fn anchors_that_are_rows_of_the_batch_get_both_gradients() {
     for (name, config) in readings() {
         let (tokens, positives) = (leaf(golden.get("contrast.batch")), golden.get("contrast.positives"));
         let batch = pool(&tokens, &config);
-        contrast(&batch.narrow(0, 0, 3), &pool(positives, &config), &batch, &config).loss.backward();
+        contrast(&batch.narrow(0, 0, 3), &pool(positives, &config), &batch, None, &config).loss.backward();
         let expected = golden.get(&format!("{name}.grad.batch")).copy();
         let mut rows = expected.narrow(0, 0, 3);
         rows += golden.get(&format!("{name}.grad.anchors"));

@@ -1,14 +1,16 @@
 //! The DiT (Peebles and Xie 2023, arXiv 2212.09748) without a class label: patches, per-block adaLN-zero, an output
 //! layer that predicts the velocity. Parameters are named as facebookresearch/DiT names them.
 //!
-//! The residual stream, norms and modulation are fp32; matrix products and attention run in [`Precision`].
+//! The residual stream, norms and modulation are fp32; matrix products and attention run in [`Precision`]. This is the
+//! reference, in plain libtorch operations that differentiate themselves; where [`Fused`] takes the model, a frozen one is
+//! computed by that.
 
 use crate::{
     config::{Input, ModelConfig, Precision},
     embed,
+    fused::Fused,
     params::Params,
 };
-use lcf_native::fused::{self, Engine};
 use std::{collections::HashMap, ops::Range};
 use tch::{Kind, Tensor};
 
@@ -40,7 +42,7 @@ pub struct Dit {
     config: ModelConfig,
     input: Input,
     precision: Precision,
-    engine: Engine,
+    fused: Option<Fused>,
     patches: Linear,
     positions: Tensor,
     time: [Linear; 2],
@@ -95,20 +97,17 @@ impl Dit {
         let output_ada = linear("final_layer.adaLN_modulation.1");
         assert!(by_name.is_empty(), "parameters no layer takes: {:?}", by_name.keys());
         let positions = embed::positions(input.grid(&config), config.width).to_device(device);
-        Self { config, input, precision, engine: Engine::Fused, patches, positions, time, blocks, output, output_ada }
+        Self { config, input, precision, fused: None, patches, positions, time, blocks, output, output_ada }
     }
 
-    /// A model for inference on a copy of `params` in the kind of `precision`.
+    /// A model for inference on a copy of `params` in the kind of `precision`; computed by [`Fused`] where that
+    /// takes it.
     pub fn frozen(config: ModelConfig, input: Input, precision: Precision, params: &Params) -> Self {
         let flat = params.flat.to_kind(precision.kind());
         let names: Vec<&str> = params.layout.specs.iter().map(|spec| spec.name.as_str()).collect();
-        Self::new(config, input, precision, &names, params.layout.views(&flat))
-    }
-
-    /// The same model computed by `engine`; a new one is computed by [`Engine::Fused`].
-    #[must_use]
-    pub fn with_engine(self, engine: Engine) -> Self {
-        Self { engine, ..self }
+        let fits = Fused::takes(&config, &input, precision, flat.device());
+        let fused = fits.then(|| Fused::new(config, input, &params.layout, &flat));
+        Self { fused, ..Self::new(config, input, precision, &names, params.layout.views(&flat)) }
     }
 
     /// The shape of its images.
@@ -123,12 +122,18 @@ impl Dit {
 
     /// Velocity v(x_t, t), fp32 `[B, C, H, W]`, of x_t fp32 `[B, C, H, W]` and t fp32 `[B]`.
     pub fn velocity(&self, x: &Tensor, t: &Tensor) -> Tensor {
-        self.head(&self.run(self.embed(x, t), 0..self.blocks.len()))
+        match &self.fused {
+            Some(fused) => fused.velocity(x, t),
+            None => self.head(&self.run(self.embed(x, t), 0..self.blocks.len())),
+        }
     }
 
     /// Residual stream after the first `layer` blocks, fp32 `[B, N, D]`: h_l(x_t) of Equation 13, l counted from 1.
     pub fn features(&self, x: &Tensor, t: &Tensor, layer: usize) -> Tensor {
-        self.run(self.embed(x, t), 0..layer).tokens
+        match &self.fused {
+            Some(fused) => fused.features(x, t, layer),
+            None => self.run(self.embed(x, t), 0..layer).tokens,
+        }
     }
 
     /// Patches and time, ready for the first block.
@@ -142,37 +147,19 @@ impl Dit {
     }
 
     /// The blocks `range`, counted from 0: x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)), each norm
-    /// modulated by (shift, scale) from t. Every residual update is computed together with the norm that follows it.
+    /// modulated by (shift, scale) from t.
     #[must_use]
     pub fn run(&self, stream: Stream, range: Range<usize>) -> Stream {
         let Stream { mut tokens, condition } = stream;
-        // Shift, scale and gate of the attention, then of the MLP, `[B, D]` each.
-        let ada: Vec<Vec<Tensor>> =
-            self.blocks[range.clone()].iter().map(|block| block.ada.forward(&condition).chunk(6, 1)).collect();
-        let Some(first) = ada.first() else { return Stream { tokens, condition } };
-        let (_, mut normal) = self.residual_norm(&tokens, None, &first[0], &first[1]);
-        for (i, block) in self.blocks[range].iter().enumerate() {
-            let own = &ada[i];
-            let attended = self.attention(block, &normal);
-            (tokens, normal) = self.residual_norm(&tokens, Some((&own[2], &attended)), &own[3], &own[4]);
-            let hidden = block.fc2.forward(&block.fc1.forward(&normal).gelu("tanh"));
-            (tokens, normal) = match ada.get(i + 1) {
-                Some(next) => self.residual_norm(&tokens, Some((&own[5], &hidden)), &next[0], &next[1]),
-                None => (tokens + own[5].to_kind(Kind::Float).unsqueeze(1) * hidden.to_kind(Kind::Float), normal),
-            };
+        for block in &self.blocks[range] {
+            // Shift, scale and gate of the attention, then of the MLP, `[B, D]` each.
+            let ada = block.ada.forward(&condition).chunk(6, 1);
+            let attended = self.attention(block, &norm(&tokens, &ada[0], &ada[1]));
+            tokens = add(&tokens, &ada[2], &attended);
+            let hidden = block.fc1.forward(&norm(&tokens, &ada[3], &ada[4])).gelu("tanh");
+            tokens = add(&tokens, &ada[5], &block.fc2.forward(&hidden));
         }
         Stream { tokens, condition }
-    }
-
-    /// A residual update and the modulated norm after it, by the engine.
-    fn residual_norm(
-        &self,
-        x: &Tensor,
-        branch: Option<(&Tensor, &Tensor)>,
-        shift: &Tensor,
-        scale: &Tensor,
-    ) -> (Tensor, Tensor) {
-        fused::residual_norm(self.engine, x, branch, shift, scale).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn attention(&self, block: &Block, x: &Tensor) -> Tensor {
@@ -189,8 +176,24 @@ impl Dit {
     /// The output layer: velocity, fp32 `[B, C, H, W]`.
     pub fn head(&self, stream: &Stream) -> Tensor {
         let ada = self.output_ada.forward(&stream.condition).chunk(2, 1);
-        let (_, normal) = self.residual_norm(&stream.tokens, None, &ada[0], &ada[1]);
-        let out = self.output.forward(&normal);
+        let out = self.output.forward(&norm(&stream.tokens, &ada[0], &ada[1]));
         embed::unpatchify(&out.to_kind(Kind::Float), self.config.patch, self.input.channels)
     }
+}
+
+/// norm(x) (1 + scale) + shift in the kind of shift: x fp32 `[B, N, D]`, norm without weights, shift and scale `[B, D]`.
+fn norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
+    let width = *x.size().last().expect("tokens are [B, N, D]");
+    let normal = x.layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, false);
+    (normal * (wide(scale) + 1.0) + wide(shift)).to_kind(shift.kind())
+}
+
+/// The residual update x + gate h: x fp32, h `[B, N, D]`, gate `[B, D]`.
+fn add(x: &Tensor, gate: &Tensor, h: &Tensor) -> Tensor {
+    x + wide(gate) * h.to_kind(Kind::Float)
+}
+
+/// A row for every token, fp32.
+fn wide(rows: &Tensor) -> Tensor {
+    rows.to_kind(Kind::Float).unsqueeze(1)
 }

@@ -8,6 +8,7 @@ pub mod device;
 pub mod dit;
 pub mod embed;
 pub mod features;
+pub mod fused;
 pub mod params;
 pub mod path;
 pub mod pixels;
@@ -17,5 +18,6 @@ pub mod weights;
 
 pub use config::{ModelConfig, Precision};
 pub use dit::Dit;
-pub use lcf_native::fused::{Engine, has_kernels};
+pub use fused::Fused;
+pub use lcf_native::{Engine, has_kernels};
 pub use params::Params;

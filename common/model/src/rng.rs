@@ -48,6 +48,11 @@ impl Rng {
         Self { base: mix(self.row(index).wrapping_add(GAMMA)) }
     }
 
+    /// What the streams start from: for whoever draws them elsewhere.
+    pub fn base(self) -> u64 {
+        self.base
+    }
+
     fn row(self, index: u64) -> u64 {
         mix(self.base.wrapping_add(index.wrapping_mul(GAMMA)))
     }

@@ -1,0 +1,256 @@
+//! The training step on CUDA by fused kernels, recorded once as a CUDA graph: the host starts it again and again and reads
+//! what happened now and then. The reference is [`crate::step`]; both draw the same numbers.
+//!
+//! A graph has fixed sizes, but the number of samples with t < T_min differs from step to step. They come first in the
+//! batch, and the first K places are anchor slots: a slot without an anchor weighs nothing, and K is large enough that
+//! fewer than one step in a million has more low-noise samples than slots. What is beyond is left out and counted.
+
+use crate::{
+    config::TrainConfig,
+    contrast::{Contrast, Pool, Positive, contrast, pool},
+    flow::Reduction,
+    step::Totals,
+};
+use lcf_model::{
+    Fused, Params,
+    adamw::AdamW,
+    config::Input,
+    fused::{Plan, Start},
+    rng::{Purpose, Rng},
+};
+use lcf_native::{
+    graph::{self, Graph},
+    step::{Drawn, Draws, Rule, STATE, Weights, draw, flow_loss, state, update},
+};
+use tch::{Kind, Tensor};
+
+/// Steps made before recording: what libraries make on first use is made then.
+const WARM_UP: u64 = 3;
+
+/// The step, its state on the device, and the graph once there is one.
+#[derive(Debug)]
+pub struct Captured {
+    config: TrainConfig,
+    net: Fused,
+    draws: Draws,
+    rule: Rule,
+    images: Tensor,
+    /// Of the images in the epoch at hand; the graph reads it.
+    order: Tensor,
+    epoch: Option<u64>,
+    /// fp64 `[STATE]`.
+    state: Tensor,
+    compute: Tensor,
+    gradient: Tensor,
+    /// Step that the state on the device is at.
+    at: Option<u64>,
+    made: u64,
+    graph: Option<Graph>,
+}
+
+/// Smallest K such that a binomial variable (n, p) exceeds it with a probability below one in a million.
+pub fn slots(n: i64, p: f64) -> i64 {
+    let n = n as f64;
+    let mut mass = (n * (-p).ln_1p()).exp();
+    let mut below = mass;
+    let mut k = 0.0;
+    while k < n && 1.0 - below >= 1e-6 {
+        mass *= (n - k) / (k + 1.0) * p / (1.0 - p);
+        k += 1.0;
+        below += mass;
+    }
+    k as i64
+}
+
+impl Captured {
+    /// A step over `images`, uint8 `[N, C, H, W]` on a CUDA device, that trains `params`; `compute` is their bf16 copy.
+    pub fn new(config: &TrainConfig, input: Input, images: Tensor, params: &Params, compute: &Tensor) -> Self {
+        graph::use_stream(images.device()).unwrap_or_else(|error| panic!("{error}"));
+        let batch = config.batch as i64;
+        let count = images.size()[0];
+        let steps_per_epoch = count / batch;
+        let base = |purpose| Rng::new(config.seed, purpose).base();
+        let slots = config.contrast().map_or(0, |_| slots(batch, config.threshold()));
+        let positive = config.contrast().map_or(0.0, |contrast| match contrast.positive {
+            Positive::TMin => config.threshold(),
+            Positive::Zero => 0.0,
+        });
+        let (optim, ema) = (&config.optim, &config.ema);
+        let (dimensions, lambda) =
+            (input.channels * input.side * input.side, config.contrast().map_or(0.0, |c| c.lambda));
+        let device = images.device();
+        Self {
+            net: Fused::new(config.model, input, &params.layout, compute),
+            draws: Draws {
+                time: base(Purpose::Time),
+                noise: base(Purpose::Noise),
+                flip: config.flip.then(|| base(Purpose::Flip)),
+                threshold: config.threshold() as f32,
+                positive: positive as f32,
+                batch,
+                slots,
+                steps_per_epoch,
+                patch: config.model.patch,
+            },
+            rule: Rule {
+                slots,
+                threshold: cut(config),
+                dimensions: if config.reduction == Reduction::Sum { dimensions as f32 } else { 1.0 },
+                lambda: lambda as f32,
+                rate: optim.lr,
+                warmup: optim.warmup_epochs * steps_per_epoch as f64,
+                beta1: optim.beta1,
+                beta2: optim.beta2,
+                eps: optim.eps,
+                weight_decay: optim.weight_decay,
+                clip: optim.clip,
+                decay: ema.decay,
+                ramp: ema.ramp,
+            },
+            order: Tensor::zeros([count], (Kind::Int64, device)),
+            epoch: None,
+            state: Tensor::zeros([STATE], (Kind::Double, device)),
+            compute: compute.shallow_clone(),
+            gradient: Tensor::zeros([params.layout.len], (Kind::Float, device)),
+            config: config.clone(),
+            images,
+            at: None,
+            made: 0,
+            graph: None,
+        }
+    }
+
+    /// Makes step `step`, or starts making it. The weights are those that the step was recorded with.
+    pub fn step(&mut self, step: u64, params: &Params, average: &Tensor, optim: &AdamW) {
+        self.prepare(step, optim);
+        match &self.graph {
+            Some(graph) => graph.replay().unwrap_or_else(|error| panic!("{error}")),
+            None if self.made < WARM_UP => self.run(params, average, optim),
+            None => {
+                let graph =
+                    Graph::capture(|| self.run(params, average, optim)).unwrap_or_else(|error| panic!("{error}"));
+                graph.replay().unwrap_or_else(|error| panic!("{error}"));
+                self.graph = Some(graph);
+            }
+        }
+        self.made += 1;
+        self.at = Some(step + 1);
+    }
+
+    /// Sets what a step needs that the step before did not leave behind.
+    fn prepare(&mut self, step: u64, optim: &AdamW) {
+        if self.at != Some(step) {
+            let set = |place: usize, value: u64| {
+                let _ = self.state.get(place as i64).fill_(value as i64);
+            };
+            set(state::STEP, step);
+            set(state::UPDATES, optim.updates);
+        }
+        let epoch = step / self.draws.steps_per_epoch as u64;
+        if self.epoch != Some(epoch) {
+            let rng = Rng::new(self.config.seed, Purpose::Shuffle);
+            self.order.copy_(&rng.permutation(epoch, self.order.size()[0], self.order.device()));
+            self.epoch = Some(epoch);
+        }
+    }
+
+    /// The step itself: only operations on the device, of the same sizes each time.
+    fn run(&self, params: &Params, average: &Tensor, optim: &AdamW) {
+        let drawn = draw(&self.draws, &self.state, &self.images, &self.order);
+        let (error, contrast) = match self.config.contrast() {
+            Some(_) => self.contrasted(&drawn),
+            None => {
+                let pass = self.net.forward(&drawn.patches, &drawn.frequencies, None);
+                let (error, out) = self.flow(&pass.out, &drawn);
+                self.net.backward(pass.kept, &Start { out: &out, features: None }, &self.gradient);
+                (error, None)
+            }
+        };
+        let weights = Weights {
+            parameters: &params.flat,
+            first: &optim.first,
+            second: &optim.second,
+            average,
+            compute: &self.compute,
+        };
+        update(&self.rule, &self.state, &drawn, &error, contrast.as_ref(), &self.gradient, &weights);
+    }
+
+    fn flow(&self, out: &Tensor, drawn: &Drawn) -> (Tensor, Tensor) {
+        flow_loss(out, drawn, self.rule.threshold, self.config.reduction == Reduction::Mean)
+    }
+
+    /// Forward and backward pass of an objective with a contrast: (errors of the samples, the three numbers of the
+    /// contrast).
+    fn contrasted(&self, drawn: &Drawn) -> (Tensor, Option<Tensor>) {
+        let options = self.config.contrast().expect("asked for");
+        let Draws { batch, slots, .. } = self.draws;
+        let is_anchor = Tensor::arange(slots, (Kind::Int, drawn.low.device())).lt_tensor(&drawn.low);
+        let ends = self.config.objective.cuts().then_some(&is_anchor);
+        let plan = Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, ends };
+        let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
+        let (error, out) = self.flow(&pass.out, drawn);
+
+        let features = pass.features.expect("planned").detach().set_requires_grad(true);
+        let pooled = pool(&features, options);
+        let rows = |first: i64, n: i64| pooled.narrow(0, first, n);
+        let present = is_anchor.to_kind(Kind::Float);
+        let Contrast { loss, pull, push } =
+            contrast(&rows(0, slots), &rows(batch, slots), &rows(0, batch), Some(&present), options);
+        let gradient = Tensor::run_backward(&[&loss * options.lambda], &[&features], false, false).remove(0);
+        // Constants have no gradient, and the copies at T_min are nothing else then.
+        let trained = if options.detach { batch } else { batch + slots };
+        let gradient = gradient.narrow(0, 0, trained);
+        let gradient = if options.pool == Pool::Mean { gradient / self.tokens() } else { gradient };
+        let start = Start { out: &out, features: Some((options.layer, &gradient)) };
+        self.net.backward(pass.kept, &start, &self.gradient);
+        (error, Some(Tensor::stack(&[loss.detach(), pull, push], 0)))
+    }
+
+    fn tokens(&self) -> f64 {
+        (self.images.size()[2] / self.draws.patch).pow(2) as f64
+    }
+
+    /// What was summed up since the last call; waits for the device. Sets `optim.updates`.
+    pub fn take(&mut self, optim: &mut AdamW) -> Totals {
+        let values = Vec::<f64>::try_from(&self.state).expect("a vector");
+        let _ = self.state.narrow(0, state::STEPS as i64, STATE - state::STEPS as i64).zero_();
+        optim.updates = values[state::UPDATES] as u64;
+        let count = |place: usize| values[place] as u64;
+        let part = |from: usize| values[from..].iter().copied();
+        let mut totals = Totals {
+            steps: count(state::STEPS),
+            skipped: count(state::SKIPPED),
+            in_a_row: count(state::IN_A_ROW),
+            last_bad: count(state::LAST_BAD),
+            loss: values[state::LOSS],
+            grad_norm: values[state::NORM],
+            lr: values[state::RATE],
+            contrasted: count(state::CONTRASTED),
+            anchors: count(state::ANCHORS),
+            overflow: count(state::OVERFLOW),
+            ..Totals::default()
+        };
+        totals.flow.iter_mut().zip(part(state::FLOW)).for_each(|(to, from)| *to = from);
+        totals.samples.iter_mut().zip(part(state::SAMPLES)).for_each(|(to, from)| *to = from);
+        totals.contrast.iter_mut().zip(part(state::CONTRAST)).for_each(|(to, from)| *to = from);
+        totals
+    }
+}
+
+/// Samples with t below it are not regressed.
+fn cut(config: &TrainConfig) -> f32 {
+    if config.objective.cuts() { config.threshold() as f32 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_overflow_in_fewer_than_one_step_in_a_million() {
+        // P(Binomial(256, 0.02) > 18) = 1.4e-6 and P(> 19) = 3.2e-7 (SciPy, binom.sf).
+        assert_eq!(slots(256, 0.02), 19);
+        assert_eq!(slots(4, 0.999), 4);
+    }
+}

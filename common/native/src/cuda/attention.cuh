@@ -1,0 +1,80 @@
+// What both implementations of the attention share.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "mma.cuh"
+
+namespace lcf {
+
+constexpr int HEAD = 64;
+constexpr int MAX_TOKENS = 256;
+constexpr int BLOCK = 64;        // queries that the backward pass takes at a time
+constexpr float SCALE = 0.125f;  // 64^-1/2
+constexpr float LOG2E = 1.4426950408889634f;
+
+// Copies rows [first, first + rows) of 64 numbers, `stride` apart, of which those below `tokens` exist.
+__device__ inline void copy_rows(uint32_t to, const bf16* from, long stride, int first, int rows, int tokens) {
+  for (int i = threadIdx.x; i < rows * 8; i += blockDim.x) {
+    const int row = i / 8, chunk = i % 8;
+    const bool valid = first + row < tokens;
+    copy16_async(row_address(to, row, chunk), from + (valid ? first + row : 0) * stride + chunk * 8, valid);
+  }
+}
+
+struct Gradient {
+  const bf16 *qkv, *out, *dout;
+  const float* lse;
+  bf16* dqkv;
+  float* bias;  // [samples, 3, heads, 64]: sums over tokens
+  int tokens, heads, samples;
+};
+
+// What a head's rows start at.
+struct Head {
+  const bf16 *q, *out, *dout;
+  const float* lse;
+  bf16* dq;
+  float* bias;
+  long stride, out_stride;
+
+  __device__ Head(const Gradient& g, int index) {
+    const long sample = index / g.heads, head = index % g.heads;
+    stride = 3L * g.heads * HEAD;
+    out_stride = static_cast<long>(g.heads) * HEAD;
+    q = g.qkv + sample * g.tokens * stride + head * HEAD;
+    dq = g.dqkv + sample * g.tokens * stride + head * HEAD;
+    out = g.out + sample * g.tokens * out_stride + head * HEAD;
+    dout = g.dout + sample * g.tokens * out_stride + head * HEAD;
+    lse = g.lse + (sample * g.heads + head) * g.tokens;
+    bias = g.bias + (sample * 3 * g.heads + head) * HEAD;
+  }
+};
+
+// Sums fragments over the eight rows that lanes with the same column hold.
+__device__ inline float over_rows(float value) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) value += __shfl_xor_sync(ALL, value, offset);
+  return value;
+}
+
+// A warp writes rows of CHUNKS times 16 bytes, which lie in shared memory at `row` and following from `chunk` on, to
+// memory: 16 rows, those below `tokens`, of which the first is `token`. Whole rows at once, as memory likes it.
+template <int CHUNKS>
+__device__ inline void write_rows(uint32_t from, int row, int chunk, bf16* to, long stride, int token, int tokens) {
+  constexpr int ROWS = WARP / CHUNKS;
+  const int lane = threadIdx.x % WARP;
+  __syncwarp();
+#pragma unroll
+  for (int i = lane / CHUNKS; i < 16; i += ROWS) {
+    const uint4 v = load16_shared(row_address(from, row + i, chunk + lane % CHUNKS));
+    if (token + i < tokens) *reinterpret_cast<uint4*>(to + (token + i) * stride + lane % CHUNKS * 8) = v;
+  }
+  __syncwarp();
+}
+
+// For 129 to 256 tokens on Hopper.
+int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens, int heads, int samples,
+                             cudaStream_t stream);
+int attention_backward_hopper(const Gradient& g, int processors, cudaStream_t stream);
+
+}  // namespace lcf

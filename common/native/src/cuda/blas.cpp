@@ -1,0 +1,128 @@
+// Matrix products through cublasLt, with the bias and GELU in the product's epilogue. cublasLt is part of what
+// libtorch_cuda.so brings along and is found when that is open, so that nothing here needs it to start a program.
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+namespace {
+
+struct Library {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtMatmul) matmul;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmulDescCreate) describe;
+  decltype(&cublasLtMatmulDescSetAttribute) set;
+  decltype(&cublasLtMatrixLayoutCreate) layout;
+  decltype(&cublasLtMatmulPreferenceCreate) preference;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) prefer;
+  cublasLtHandle_t handle = nullptr;
+  bool good = true;
+
+  template <class F>
+  void find(F& f, const char* name) {
+    f = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
+    good = good && f;
+  }
+
+  Library() {
+    find(create, "cublasLtCreate");
+    find(matmul, "cublasLtMatmul");
+    find(heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    find(describe, "cublasLtMatmulDescCreate");
+    find(set, "cublasLtMatmulDescSetAttribute");
+    find(layout, "cublasLtMatrixLayoutCreate");
+    find(preference, "cublasLtMatmulPreferenceCreate");
+    find(prefer, "cublasLtMatmulPreferenceSetAttribute");
+    good = good && create(&handle) == CUBLAS_STATUS_SUCCESS;
+  }
+};
+
+// A product prepared once for its sizes; only pointers change from call to call.
+struct Plan {
+  cublasLtMatmulDesc_t desc;
+  cublasLtMatrixLayout_t a, b, d;
+  cublasLtMatmulAlgo_t algo;
+};
+
+enum Epilogue { NONE, BIAS, GELU };
+
+struct Product {
+  int64_t m, n, k;
+  int transpose_a, transpose_b, wide, epilogue;
+  auto key() const { return std::tie(m, n, k, transpose_a, transpose_b, wide, epilogue); }
+  bool operator<(const Product& other) const { return key() < other.key(); }
+};
+
+cublasStatus_t prepare(const Library& lib, const Product& p, size_t workspace, Plan& plan) {
+  const cublasOperation_t ops[2] = {CUBLAS_OP_N, CUBLAS_OP_T};
+  const cublasOperation_t ta = ops[p.transpose_a], tb = ops[p.transpose_b];
+  const cublasLtEpilogue_t epilogues[3] = {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS,
+                                           CUBLASLT_EPILOGUE_GELU_AUX_BIAS};
+  const cudaDataType out = p.wide ? CUDA_R_32F : CUDA_R_16BF;
+  // The heuristic asks whether the pointers are set; the call sets the real ones.
+  const void* some = nullptr;
+  cublasStatus_t status = lib.describe(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+  const auto set = [&](cublasLtMatmulDescAttributes_t what, const void* value, size_t bytes) {
+    if (status == CUBLAS_STATUS_SUCCESS) status = lib.set(plan.desc, what, value, bytes);
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb);
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogues[p.epilogue], sizeof(cublasLtEpilogue_t));
+  some = &plan;
+  if (p.epilogue != NONE) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &some, sizeof some);
+  if (p.epilogue == GELU) {
+    some = reinterpret_cast<void*>(1 << 20);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &some, sizeof some);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p.m, sizeof p.m);
+  }
+  const auto layout = [&](cublasLtMatrixLayout_t& l, cudaDataType type, int64_t rows, int64_t columns) {
+    if (status == CUBLAS_STATUS_SUCCESS) status = lib.layout(&l, type, rows, columns, rows);
+  };
+  layout(plan.a, CUDA_R_16BF, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k);
+  layout(plan.b, CUDA_R_16BF, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n);
+  layout(plan.d, out, p.m, p.n);
+  cublasLtMatmulPreference_t preference;
+  if (status == CUBLAS_STATUS_SUCCESS) status = lib.preference(&preference);
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = lib.prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  cublasLtMatmulHeuristicResult_t result;
+  int found = 0;
+  status = lib.heuristic(lib.handle, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1, &result, &found);
+  if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+  plan.algo = result.algo;
+  return status;
+}
+
+}  // namespace
+
+// d [m, n] = op(a) op(b) of column-major bf16 matrices without gaps, summed in fp32; d is fp32 where wide, else bf16.
+// epilogue 1 adds bias (bf16 [m]) to every column; 2 does that, writes the sum to aux (bf16 [m, n]) and its GELU to d.
+// Returns 0, a cublas status, or -1 where there is no cublasLt.
+extern "C" int lcf_product(const void* a, const void* b, void* d, int64_t m, int64_t n, int64_t k, int transpose_a,
+                           int transpose_b, int wide, int epilogue, const void* bias, void* aux, void* workspace,
+                           int64_t workspace_bytes, void* stream) {
+  static Library lib;
+  static std::map<Product, Plan> plans;
+  static std::mutex lock;
+  if (!lib.good) return -1;
+  const std::lock_guard<std::mutex> guard(lock);
+  const Product product = {m, n, k, transpose_a, transpose_b, wide, epilogue};
+  auto found = plans.find(product);
+  if (found == plans.end()) {
+    Plan plan;
+    const cublasStatus_t status = prepare(lib, product, static_cast<size_t>(workspace_bytes), plan);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    found = plans.emplace(product, plan).first;
+  }
+  Plan& plan = found->second;
+  if (epilogue != NONE) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+  if (epilogue == GELU) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux);
+  const float one = 1, zero = 0;
+  return lib.matmul(lib.handle, plan.desc, &one, a, plan.a, b, plan.b, &zero, d, plan.d, d, plan.d, &plan.algo, workspace,
+                    static_cast<size_t>(workspace_bytes), static_cast<cudaStream_t>(stream));
+}

@@ -1,0 +1,86 @@
+// libtorch's CUDA classes: the one part that links against libtorch_cuda. It is a shared object of its own, carried inside
+// the program and opened after libtorch_cuda.so, so that the program starts on machines without CUDA.
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <exception>
+#include <string>
+
+namespace {
+
+thread_local std::string last_error;
+
+template <class F>
+int guarded(F f) {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error& error) {
+    last_error = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+// A graph, and the events that tell when its replays of even and odd number have ended.
+struct Graph {
+  at::cuda::CUDAGraph graph;
+  cudaEvent_t ended[2] = {nullptr, nullptr};
+  bool started[2] = {false, false};
+  int next = 0;
+};
+
+void check(cudaError_t code) { TORCH_CHECK(code == cudaSuccess, cudaGetErrorString(code)); }
+
+}  // namespace
+
+extern "C" const char* lcf_graph_error() { return last_error.c_str(); }
+
+// Makes a stream of its own this thread's current one: the default stream cannot be captured.
+extern "C" int lcf_graph_use_stream(int device) {
+  return guarded([&] { c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device)); });
+}
+
+extern "C" int lcf_graph_begin(Graph** graph) {
+  return guarded([&] {
+    *graph = new Graph();
+    for (auto& event : (*graph)->ended) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    (*graph)->graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+  });
+}
+
+extern "C" int lcf_graph_end(Graph* graph) {
+  return guarded([&] { graph->graph.capture_end(); });
+}
+
+// Starts a replay, and waits for the one before the last: the device always has one waiting, the host is never further
+// ahead.
+extern "C" int lcf_graph_replay(Graph* graph) {
+  return guarded([&] {
+    const int slot = graph->next;
+    graph->next = 1 - slot;
+    if (graph->started[slot]) check(cudaEventSynchronize(graph->ended[slot]));
+    graph->graph.replay();
+    check(cudaEventRecord(graph->ended[slot], c10::cuda::getCurrentCUDAStream()));
+    graph->started[slot] = true;
+  });
+}
+
+extern "C" void lcf_graph_free(Graph* graph) {
+  guarded([&] {
+    c10::cuda::getCurrentCUDAStream().synchronize();
+    for (auto& event : graph->ended) cudaEventDestroy(event);
+    delete graph;
+  });
+}
+
+// Most bytes of the device that tensors ever took.
+extern "C" int lcf_graph_peak_bytes(int device, int64_t* bytes) {
+  return guarded([&] {
+    *bytes = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device)).allocated_bytes[0].peak;
+  });
+}

@@ -1,0 +1,153 @@
+//! CUDA graphs: a sequence of operations recorded once and started as a whole.
+
+use crate::{open, open_cuda};
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    io::Write,
+    os::fd::{AsRawFd, FromRawFd},
+    ptr::{NonNull, null_mut},
+    sync::OnceLock,
+};
+use tch::{Device, TchError};
+
+/// The shared object with libtorch's CUDA classes, carried inside the program.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/liblcf_cuda.so"));
+
+type Text = unsafe extern "C" fn() -> *const c_char;
+type OnDevice = unsafe extern "C" fn(c_int) -> c_int;
+type Make = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
+type Use = unsafe extern "C" fn(*mut c_void) -> c_int;
+type Free = unsafe extern "C" fn(*mut c_void);
+type Count = unsafe extern "C" fn(c_int, *mut i64) -> c_int;
+
+/// Its functions.
+struct Api {
+    error: Text,
+    use_stream: OnDevice,
+    begin: Make,
+    end: Use,
+    replay: Use,
+    free: Free,
+    peak_bytes: Count,
+}
+
+impl Api {
+    fn get() -> Result<&'static Self, TchError> {
+        static API: OnceLock<Result<Api, String>> = OnceLock::new();
+        API.get_or_init(Self::load).as_ref().map_err(|reason| TchError::Torch(reason.clone()))
+    }
+
+    fn load() -> Result<Self, String> {
+        open_cuda()?;
+        // SAFETY: a file in memory under a name of our own; the descriptor is owned by the File.
+        let mut file = unsafe {
+            match libc::memfd_create(c"lcf_cuda".as_ptr(), libc::MFD_CLOEXEC) {
+                -1 => return Err(std::io::Error::last_os_error().to_string()),
+                fd => std::fs::File::from_raw_fd(fd),
+            }
+        };
+        file.write_all(OBJECT).map_err(|error| error.to_string())?;
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero byte");
+        let library = open(&path)?;
+        let find = |name: &CStr| {
+            // SAFETY: the library stays open for good.
+            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+            NonNull::new(symbol).ok_or_else(|| format!("no {} in liblcf_cuda.so", name.to_string_lossy()))
+        };
+        // SAFETY: graph.cpp defines the functions with these signatures.
+        unsafe {
+            Ok(Self {
+                error: std::mem::transmute::<NonNull<c_void>, Text>(find(c"lcf_graph_error")?),
+                use_stream: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_use_stream")?),
+                begin: std::mem::transmute::<NonNull<c_void>, Make>(find(c"lcf_graph_begin")?),
+                end: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_end")?),
+                replay: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_replay")?),
+                free: std::mem::transmute::<NonNull<c_void>, Free>(find(c"lcf_graph_free")?),
+                peak_bytes: std::mem::transmute::<NonNull<c_void>, Count>(find(c"lcf_graph_peak_bytes")?),
+            })
+        }
+    }
+
+    fn check(&self, code: c_int) -> Result<(), TchError> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: a C string of this thread, valid until its next failure.
+        let reason = unsafe { CStr::from_ptr((self.error)()) };
+        Err(TchError::Torch(reason.to_string_lossy().into_owned()))
+    }
+}
+
+fn index(device: Device) -> c_int {
+    match device {
+        Device::Cuda(index) => index as c_int,
+        other => panic!("{other:?} is no CUDA device"),
+    }
+}
+
+/// Makes a stream of its own the one that this thread's operations on `device` go to. Capturing needs it.
+///
+/// # Errors
+/// No CUDA.
+pub fn use_stream(device: Device) -> Result<(), TchError> {
+    let api = Api::get()?;
+    // SAFETY: no pointers.
+    api.check(unsafe { (api.use_stream)(index(device)) })
+}
+
+/// Most bytes that tensors on `device` took at once since the program started.
+///
+/// # Errors
+/// No CUDA.
+pub fn peak_bytes(device: Device) -> Result<i64, TchError> {
+    let api = Api::get()?;
+    let mut bytes = 0;
+    // SAFETY: writes one number.
+    api.check(unsafe { (api.peak_bytes)(index(device), &mut bytes) })?;
+    Ok(bytes)
+}
+
+/// A captured sequence of operations. The tensors it reads and writes must outlive it.
+#[derive(Debug)]
+pub struct Graph {
+    handle: NonNull<c_void>,
+}
+
+impl Graph {
+    /// Records what `body` does on this thread's stream without doing it. [`use_stream`] comes first, and a run of `body`
+    /// itself, so that what is made on first use is made.
+    ///
+    /// # Errors
+    /// An operation that cannot be captured.
+    pub fn capture(body: impl FnOnce()) -> Result<Self, TchError> {
+        let api = Api::get()?;
+        let mut handle = null_mut();
+        // SAFETY: writes a new graph to handle, or leaves an unfinished one that is freed below.
+        let begun = api.check(unsafe { (api.begin)(&mut handle) });
+        let graph = Self { handle: NonNull::new(handle).ok_or_else(|| TchError::Torch("no graph".into()))? };
+        begun?;
+        body();
+        // SAFETY: capturing was begun.
+        api.check(unsafe { (api.end)(graph.handle.as_ptr()) })?;
+        Ok(graph)
+    }
+
+    /// Starts it, and waits for the replay before the last.
+    ///
+    /// # Errors
+    /// A CUDA error, of this or an earlier operation.
+    pub fn replay(&self) -> Result<(), TchError> {
+        let api = Api::get()?;
+        // SAFETY: the graph was captured; what it refers to lives as the type's contract says.
+        api.check(unsafe { (api.replay)(self.handle.as_ptr()) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Ok(api) = Api::get() {
+            // SAFETY: owned by self; freeing waits for the device.
+            unsafe { (api.free)(self.handle.as_ptr()) }
+        }
+    }
+}

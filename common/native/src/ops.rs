@@ -1,0 +1,483 @@
+//! The layers of the DiT as fused operations on CUDA tensors, forward and backward. All matrices are bf16 and contiguous
+//! unless said otherwise; each operation checks what it is given and panics when that does not fit.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    ffi::{c_float, c_int, c_long, c_void},
+    ptr::{null, null_mut},
+};
+use tch::{Device, Kind, Tensor};
+
+/// Epsilon of the DiT's norms.
+const EPS: f32 = 1e-6;
+/// Width of an attention head.
+pub const HEAD: i64 = 64;
+/// Most tokens that the attention takes.
+pub const MAX_TOKENS: i64 = 256;
+/// What cublasLt may use to split sums.
+const WORKSPACE: i64 = 32 << 20;
+
+unsafe extern "C" {
+    fn lcf_current_stream(device: c_int) -> *mut c_void;
+    fn lcf_product(
+        a: *const c_void,
+        b: *const c_void,
+        d: *mut c_void,
+        m: i64,
+        n: i64,
+        k: i64,
+        transpose_a: c_int,
+        transpose_b: c_int,
+        wide: c_int,
+        epilogue: c_int,
+        bias: *const c_void,
+        aux: *mut c_void,
+        workspace: *mut c_void,
+        workspace_bytes: i64,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_attention_forward(
+        qkv: *const c_void,
+        out: *mut c_void,
+        lse: *mut c_void,
+        tokens: c_int,
+        heads: c_int,
+        samples: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_attention_backward(
+        qkv: *const c_void,
+        out: *const c_void,
+        dout: *const c_void,
+        lse: *const c_void,
+        dqkv: *mut c_void,
+        bias: *mut c_void,
+        tokens: c_int,
+        heads: c_int,
+        samples: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_norm_forward(
+        x: *const c_void,
+        gate: *const c_void,
+        h: *const c_void,
+        shift: *const c_void,
+        scale: *const c_void,
+        stride: c_long,
+        x_out: *mut c_void,
+        y: *mut c_void,
+        normal: *mut c_void,
+        rstd: *mut c_void,
+        tokens: c_int,
+        rows: c_long,
+        width: c_int,
+        eps: c_float,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_norm_backward(
+        dx_out: *const c_void,
+        direct: *const c_void,
+        direct_sample: c_long,
+        direct_token: c_long,
+        dy: *const c_void,
+        normal: *const c_void,
+        rstd: *const c_void,
+        scale: *const c_void,
+        gate: *const c_void,
+        h: *const c_void,
+        stride: c_long,
+        dx: *mut c_void,
+        dh: *mut c_void,
+        shift_sum: *mut c_void,
+        scale_sum: *mut c_void,
+        gate_sum: *mut c_void,
+        dh_sum: *mut c_void,
+        chunk_stride: c_long,
+        row_stride: c_long,
+        tokens: c_int,
+        samples: c_int,
+        chunks: c_int,
+        width: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_gelu_backward(
+        d: *mut c_void,
+        pre: *const c_void,
+        sums: *mut c_void,
+        blocks: c_int,
+        rows: c_long,
+        columns: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_column_sums(
+        input: *const c_void,
+        out: *mut c_void,
+        matrices: c_int,
+        rows: c_int,
+        columns: c_int,
+        stride: c_long,
+        stream: *mut c_void,
+    ) -> c_int;
+}
+
+/// The stream that operations on the device of `tensor` go to.
+pub(crate) fn stream(tensor: &Tensor) -> *mut c_void {
+    match tensor.device() {
+        // SAFETY: no pointers.
+        Device::Cuda(index) => unsafe { lcf_current_stream(index as c_int) },
+        other => panic!("a tensor on {other:?}, expected CUDA"),
+    }
+}
+
+/// The data of a contiguous CUDA tensor of `kind` with at least `len` numbers.
+pub(crate) fn data(tensor: &Tensor, kind: Kind, len: i64) -> *mut c_void {
+    assert!(tensor.device().is_cuda(), "a tensor on {:?}, expected CUDA", tensor.device());
+    assert_eq!(tensor.kind(), kind, "kind of a tensor");
+    assert!(tensor.is_contiguous(), "a tensor of {:?} is not contiguous", tensor.size());
+    assert!(tensor.numel() as i64 >= len, "a tensor of {:?}, expected {len} numbers", tensor.size());
+    tensor.data_ptr()
+}
+
+fn bf16(tensor: &Tensor, len: i64) -> *mut c_void {
+    data(tensor, Kind::BFloat16, len)
+}
+
+fn fp32(tensor: &Tensor, len: i64) -> *mut c_void {
+    data(tensor, Kind::Float, len)
+}
+
+pub(crate) fn check(what: &str, code: c_int) {
+    assert!(code == 0, "{what}: CUDA or cublasLt says {code}");
+}
+
+/// Scratch space of cublasLt, one for each stream: products on one stream follow each other.
+fn workspace(device: Device, stream: *mut c_void) -> *mut c_void {
+    thread_local! {
+        static SPACES: RefCell<HashMap<usize, Tensor>> = RefCell::new(HashMap::new());
+    }
+    SPACES.with_borrow_mut(|spaces| {
+        spaces.entry(stream as usize).or_insert_with(|| Tensor::empty([WORKSPACE], (Kind::Uint8, device))).data_ptr()
+    })
+}
+
+enum Epilogue<'a> {
+    None,
+    Bias(&'a Tensor),
+    Gelu(&'a Tensor, &'a Tensor),
+}
+
+/// Column-major product; see `lcf_product`.
+fn product(a: &Tensor, b: &Tensor, d: &Tensor, [m, n, k]: [i64; 3], transpose: [bool; 2], epilogue: &Epilogue) {
+    let wide = d.kind() == Kind::Float;
+    let stream = stream(d);
+    let (code, bias, aux) = match epilogue {
+        Epilogue::None => (0, null(), null_mut()),
+        Epilogue::Bias(bias) => (1, bf16(bias, m).cast_const(), null_mut()),
+        Epilogue::Gelu(bias, aux) => (2, bf16(bias, m).cast_const(), bf16(aux, m * n)),
+    };
+    // SAFETY: all matrices are contiguous with the numbers their sizes ask for.
+    let status = unsafe {
+        lcf_product(
+            bf16(a, m * k),
+            bf16(b, k * n),
+            data(d, if wide { Kind::Float } else { Kind::BFloat16 }, m * n),
+            m,
+            n,
+            k,
+            c_int::from(transpose[0]),
+            c_int::from(transpose[1]),
+            c_int::from(wide),
+            code,
+            bias,
+            aux,
+            workspace(d.device(), stream),
+            WORKSPACE,
+            stream,
+        )
+    };
+    check("matrix product", status);
+}
+
+/// Rows and columns of `[.., columns]` taken as a matrix.
+fn matrix(x: &Tensor) -> (i64, i64) {
+    let columns = *x.size().last().expect("at least one dimension");
+    (x.numel() as i64 / columns.max(1), columns)
+}
+
+/// Like `x`, with another last dimension.
+fn with_columns(x: &Tensor, columns: i64, kind: Kind) -> Tensor {
+    let mut size = x.size();
+    *size.last_mut().expect("at least one dimension") = columns;
+    Tensor::empty(size.as_slice(), (kind, x.device()))
+}
+
+/// x W^T + b: x `[.., K]`, weight `[N, K]`, bias `[N]` to `[.., N]`.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+    let ((rows, k), (n, _)) = (matrix(x), matrix(weight));
+    let out = with_columns(x, n, Kind::BFloat16);
+    product(weight, x, &out, [n, rows, k], [true, false], &Epilogue::Bias(bias));
+    out
+}
+
+/// (z, GELU(z)) of z = x W^T + b, GELU by tanh.
+pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
+    let ((rows, k), (n, _)) = (matrix(x), matrix(weight));
+    let (z, out) = (with_columns(x, n, Kind::BFloat16), with_columns(x, n, Kind::BFloat16));
+    product(weight, x, &out, [n, rows, k], [true, false], &Epilogue::Gelu(bias, &z));
+    (z, out)
+}
+
+/// Gradient of the input of a linear layer: dy W, dy `[.., N]` and weight `[N, K]` to `[.., K]`.
+pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
+    let ((rows, n), (_, k)) = (matrix(dy), matrix(weight));
+    let out = with_columns(dy, k, Kind::BFloat16);
+    product(weight, dy, &out, [k, rows, n], [false, false], &Epilogue::None);
+    out
+}
+
+/// Gradient of the weight of a linear layer, dy^T x, into `out`, fp32 `[N, K]`: dy `[.., N]`, x `[.., K]`.
+pub fn weight_gradient(dy: &Tensor, x: &Tensor, out: &Tensor) {
+    let ((rows, n), (_, k)) = (matrix(dy), matrix(x));
+    assert_eq!(out.kind(), Kind::Float, "kind of a weight gradient");
+    product(x, dy, out, [k, n, rows], [false, true], &Epilogue::None);
+}
+
+/// Attention of every head: qkv `[B, N, 3, H, 64]` to out `[B, N, H 64]` and, to go back, the logarithms (base 2) of the
+/// softmax's denominators, fp32 `[B, H, N]`.
+pub fn attention(qkv: &Tensor, heads: i64) -> (Tensor, Tensor) {
+    let (b, n, _) = qkv.size3().expect("qkv is [B, N, 3 H 64]");
+    assert!((1..=MAX_TOKENS).contains(&n), "{n} tokens");
+    let out = with_columns(qkv, heads * HEAD, Kind::BFloat16);
+    let lse = Tensor::empty([b, heads, n], (Kind::Float, qkv.device()));
+    let len = b * n * heads * HEAD;
+    // SAFETY: sizes are checked.
+    let code = unsafe {
+        lcf_attention_forward(
+            bf16(qkv, 3 * len),
+            bf16(&out, len),
+            fp32(&lse, b * heads * n),
+            n as c_int,
+            heads as c_int,
+            b as c_int,
+            stream(qkv),
+        )
+    };
+    check("attention", code);
+    (out, lse)
+}
+
+/// Gradient of [`attention`], `[B, N, 3 H 64]`, of the first B samples of what it took and gave; `sums`, fp32
+/// `[B, 3 H 64]`, gets its sums over tokens.
+pub fn attention_backward(
+    qkv: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    heads: i64,
+    sums: &Tensor,
+) -> Tensor {
+    let (b, n, width) = dout.size3().expect("dout is [B, N, H 64]");
+    assert!((1..=MAX_TOKENS).contains(&n) && width == heads * HEAD, "{n} tokens of {width}");
+    let dqkv = with_columns(dout, 3 * width, Kind::BFloat16);
+    let len = b * n * width;
+    // SAFETY: sizes are checked.
+    let code = unsafe {
+        lcf_attention_backward(
+            bf16(qkv, 3 * len),
+            bf16(out, len),
+            bf16(dout, len),
+            fp32(lse, b * heads * n),
+            bf16(&dqkv, 3 * len),
+            fp32(sums, 3 * b * width),
+            n as c_int,
+            heads as c_int,
+            b as c_int,
+            stream(dout),
+        )
+    };
+    check("attention backward", code);
+    dqkv
+}
+
+/// Shift, scale and perhaps gate of one norm: `[B, D]` each, rows of one tensor, a common stride apart.
+#[derive(Debug)]
+pub struct Modulation<'a> {
+    /// Added.
+    pub shift: &'a Tensor,
+    /// One more than this multiplies.
+    pub scale: &'a Tensor,
+    /// Gate, and the branch `[B, N, D]` whose product is added to the stream before.
+    pub branch: Option<(&'a Tensor, &'a Tensor)>,
+}
+
+impl Modulation<'_> {
+    /// Pointers to shift, scale, gate and branch, and the stride of rows.
+    fn parts(&self, b: i64, n: i64, d: i64) -> ([*const c_void; 4], c_long) {
+        let stride = self.scale.stride()[0];
+        let row = |t: &Tensor| {
+            assert_eq!((t.kind(), t.stride()), (Kind::BFloat16, vec![stride, 1]), "rows of a modulation");
+            assert!(t.device().is_cuda() && t.size()[0] >= b && t.size()[1] == d, "a modulation of {:?}", t.size());
+            assert!(stride % 4 == 0 && (t.data_ptr() as usize).is_multiple_of(8), "rows that are not aligned");
+            t.data_ptr().cast_const()
+        };
+        let (gate, h) = self.branch.map_or((null(), null()), |(gate, h)| (row(gate), bf16(h, b * n * d).cast_const()));
+        ([row(self.shift), row(self.scale), gate, h], stride)
+    }
+}
+
+/// What [`norm`] gives.
+#[derive(Debug)]
+pub struct Normed {
+    /// The stream after the update, fp32 `[B, N, D]`.
+    pub x: Tensor,
+    /// norm(x) (1 + scale) + shift, `[B, N, D]`.
+    pub y: Tensor,
+    /// To go back, where asked for: norm(x), `[B, N, D]`, and 1 / standard deviation, fp32 `[B, N]`.
+    pub kept: Option<(Tensor, Tensor)>,
+}
+
+/// x' = x + gate branch, and its modulated norm: x fp32 `[B, N, D]`.
+pub fn norm(x: &Tensor, by: &Modulation, keep: bool) -> Normed {
+    let (b, n, d) = x.size3().expect("a stream is [B, N, D]");
+    let ([shift, scale, gate, h], stride) = by.parts(b, n, d);
+    let x_out = if by.branch.is_some() { x.empty_like() } else { x.shallow_clone() };
+    let y = with_columns(x, d, Kind::BFloat16);
+    let kept = keep.then(|| (y.empty_like(), Tensor::empty([b, n], (Kind::Float, x.device()))));
+    let (normal, rstd) = kept.as_ref().map_or((null_mut(), null_mut()), |(n, r)| (n.data_ptr(), r.data_ptr()));
+    // SAFETY: sizes are checked; the new tensors have the sizes of x.
+    let code = unsafe {
+        lcf_norm_forward(
+            fp32(x, b * n * d),
+            gate,
+            h,
+            shift,
+            scale,
+            stride,
+            if gate.is_null() { null_mut() } else { x_out.data_ptr() },
+            y.data_ptr(),
+            normal,
+            rstd,
+            n as c_int,
+            b * n,
+            d as c_int,
+            EPS,
+            stream(x),
+        )
+    };
+    check("norm", code);
+    Normed { x: x_out, y, kept }
+}
+
+/// Gradients that arrive at a [`norm`].
+#[derive(Debug)]
+pub struct Arriving<'a> {
+    /// Of x', `[B, N, D]`, from the next norm.
+    pub dx: Option<&'a Tensor>,
+    /// Of x' from elsewhere, fp32 `[B, 1, D]` for all tokens alike or `[B, N, D]`.
+    pub direct: Option<&'a Tensor>,
+    /// Of y, `[B, N, D]`.
+    pub dy: &'a Tensor,
+}
+
+/// Where the sums over tokens go that a [`norm`]'s modulation and branch have as gradients, a chunk of tokens each.
+#[derive(Debug)]
+pub struct Sums<'a> {
+    /// fp32 views `[chunks, B, D]` of one tensor, with common strides.
+    pub shift: &'a Tensor,
+    /// Likewise.
+    pub scale: &'a Tensor,
+    /// Likewise, where there is a branch.
+    pub gate: Option<&'a Tensor>,
+    /// Of the gradient of the branch: fp32 `[B, chunks, D]`.
+    pub branch: Option<&'a Tensor>,
+}
+
+/// Gradients of x and of the branch, `[B, N, D]`, of the first B samples of a norm.
+pub fn norm_backward(
+    arriving: &Arriving,
+    (normal, rstd): (&Tensor, &Tensor),
+    by: &Modulation,
+    sums: &Sums,
+) -> (Tensor, Option<Tensor>) {
+    let (b, n, d) = arriving.dy.size3().expect("gradients are [B, N, D]");
+    let len = b * n * d;
+    let ([_, scale, gate, h], stride) = by.parts(b, n, d);
+    let strides = sums.shift.stride();
+    let chunks = sums.shift.size()[0];
+    let sum = |t: &Tensor| {
+        assert_eq!((t.kind(), t.stride(), t.size()), (Kind::Float, strides.clone(), vec![chunks, b, d]), "sums");
+        assert!(t.device().is_cuda() && strides[2] == 1, "sums over tokens");
+        t.data_ptr()
+    };
+    assert_eq!(by.branch.is_some(), sums.gate.is_some() && sums.branch.is_some(), "sums of a branch");
+    let (direct, direct_sample, direct_token) = arriving.direct.map_or((null_mut(), 0, 0), |t| match t.size()[1] {
+        1 => (fp32(t, b * d), d, 0),
+        _ => (fp32(t, len), n * d, d),
+    });
+    let dx = arriving.dy.empty_like();
+    let dh = by.branch.map(|_| dx.empty_like());
+    // SAFETY: sizes are checked; the new tensors have the sizes of dy.
+    let code = unsafe {
+        lcf_norm_backward(
+            arriving.dx.map_or(null_mut(), |t| bf16(t, len)),
+            direct,
+            direct_sample,
+            direct_token,
+            bf16(arriving.dy, len),
+            bf16(normal, len),
+            fp32(rstd, b * n),
+            scale,
+            gate,
+            h,
+            stride,
+            dx.data_ptr(),
+            dh.as_ref().map_or(null_mut(), Tensor::data_ptr),
+            sum(sums.shift),
+            sum(sums.scale),
+            sums.gate.map_or(null_mut(), sum),
+            sums.branch.map_or(null_mut(), |t| fp32(t, b * chunks * d)),
+            strides[0],
+            strides[1],
+            n as c_int,
+            b as c_int,
+            chunks as c_int,
+            d as c_int,
+            stream(&dx),
+        )
+    };
+    check("norm backward", code);
+    (dx, dh)
+}
+
+/// d *= gelu'(z) in place, both `[.., F]`; `sums`, fp32 `[parts, F]`, gets the sums over `parts` shares of the rows.
+pub fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
+    let ((rows, columns), (parts, _)) = (matrix(d), matrix(sums));
+    assert!(columns % 8 == 0, "{columns} columns");
+    // SAFETY: sizes are checked.
+    let code = unsafe {
+        lcf_gelu_backward(
+            bf16(d, rows * columns),
+            bf16(z, rows * columns),
+            fp32(sums, parts * columns),
+            parts as c_int,
+            rows,
+            columns as c_int,
+            stream(d),
+        )
+    };
+    check("gelu backward", code);
+}
+
+/// Sums over the rows of matrices `[L, R, C]`, fp32, into `out` fp32 from `offset` on, the results `stride` apart.
+pub fn column_sums(matrices: &Tensor, out: &Tensor, offset: i64, stride: i64) {
+    let (l, rows, columns) = matrices.size3().expect("matrices are [L, R, C]");
+    let end = offset + (l - 1) * stride + columns;
+    // SAFETY: the last number written lies before `end`.
+    let code = unsafe {
+        let to = fp32(out, end).cast::<f32>().add(usize::try_from(offset).expect("an offset")).cast();
+        let from = fp32(matrices, l * rows * columns);
+        lcf_column_sums(from, to, l as c_int, rows as c_int, columns as c_int, stride, stream(out))
+    };
+    check("column sums", code);
+}
