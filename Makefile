@@ -4,6 +4,7 @@ P       ?= smoke
 DATA    ?= data
 CFG     ?= pipelines/$(P).json
 DEVICE  ?= auto
+GPUS    ?= 1
 SET     ?=
 SEEDS   ?=
 CIFAR10 ?=
@@ -59,6 +60,7 @@ make TARGET [VARIABLE=VALUE]...
   SET=A.B=C      override values of its config, like SET="train.epochs=20 probe.epochs=5"
   SEEDS="1 2"    sample with these seeds too; fid then says how far its numbers depend on the seed
   DEVICE=NAME    where to compute: auto, cpu, cuda:0 [auto]
+  GPUS=N         train with N GPUs of this machine; every other stage takes one [1]
   CIFAR10=PATH   local copy of CIFAR-10, binary version: archive or folder [downloaded]
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
   RAW=PATH       prepare any run from this path: --data of lcf-prepare [downloaded]

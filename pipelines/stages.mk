@@ -78,7 +78,7 @@ $(RUN)/fid.stamp:     $(RUN)/sample.stamp $(TRAINING)/prepare.stamp $(SEED_STAMP
 on = --device $(DEVICE)
 $(RUN)/prepare.stamp: FLAGS = $(if $(RAW_PATH),--data $(RAW_WORD))
 $(RUN)/prepare.stamp: STAMP = $(RAW_WORD)
-$(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)
+$(RUN)/train.stamp:   FLAGS = --data $(RUN)/prepare $(on)$(if $(filter-out 1,$(GPUS)), --ranks $(GPUS))
 $(RUN)/extract.stamp: FLAGS = --model $(TRAINING)/train --data $(TRAINING)/prepare $(on)
 $(RUN)/probe.stamp:   FLAGS = --features $(RUN)/extract $(on)
 $(RUN)/sample.stamp:  FLAGS = --model $(TRAINING)/train $(on)

@@ -29,6 +29,7 @@ fn main() {
     println!("cargo:rerun-if-changed={}", root.join("lib/libtorch_cpu.so").display());
     let mut build = cpp(&root);
     build.file("src/shim.cpp");
+    dist(&mut build);
     if let Some(nvcc) = nvcc(&root) {
         let toolkit = nvcc.parent().and_then(Path::parent).expect("nvcc lies in ROOT/bin").to_owned();
         build.include(toolkit.join("include")).file("src/cuda/blas.cpp");
@@ -56,6 +57,11 @@ fn main() {
     println!("cargo:rustc-link-lib=c10");
     // For this crate's own tests; crates above use rpath.rs.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+}
+
+/// c10d's process groups. The wheel lacks Gloo's headers: `src/gloo_stub` has what libtorch's own name of them.
+fn dist(build: &mut cc::Build) {
+    build.file("src/dist.cpp").include("src/gloo_stub").define("USE_C10D_GLOO", None);
 }
 
 fn cpp(libtorch: &Path) -> cc::Build {

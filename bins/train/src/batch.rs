@@ -1,7 +1,7 @@
 //! What a training step draws, all of it a function of (seed, step): which images, mirrored or not, their noise, their
 //! times.
 
-use crate::config::TrainConfig;
+use crate::{config::TrainConfig, ranks::Ranks};
 use lcf_model::{
     pixels,
     rng::{Purpose, Rng},
@@ -18,6 +18,15 @@ pub struct Batch {
     /// Times, fp32 `[B]` in [0, 1).
     pub t: Tensor,
     /// Number of samples with t < T_min.
+    pub low: i64,
+}
+
+/// How many samples there are in the batch of a step, over all ranks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Whole {
+    /// All of them.
+    pub samples: i64,
+    /// Those with t < T_min.
     pub low: i64,
 }
 
@@ -59,15 +68,23 @@ impl Sampler {
 
     /// The batch of step `step`, counted from 0.
     pub fn draw(&mut self, step: u64) -> Batch {
+        self.deal(step, &Ranks::alone()).0
+    }
+
+    /// The samples of one of the `ranks` in step `step`, and how many all have.
+    pub fn deal(&mut self, step: u64, ranks: &Ranks) -> (Batch, Whole) {
         let device = self.images.device();
         let (slots, low) = self.slots(step);
+        let whole = Whole { samples: self.batch, low };
+        let slots: Vec<i64> = slots.into_iter().skip(ranks.rank()).step_by(ranks.size()).collect();
+        let low = ranks.dealt(low);
         // Samples are numbered over the whole training: their draws do not depend on the batch they are in.
         let ids = Tensor::from_slice(&slots).to_device(device) + step as i64 * self.batch;
         let x0 = self.images_of(step, &slots, &ids);
         let (c, h, w) = (x0.size()[1], x0.size()[2], x0.size()[3]);
         let eps = self.rng(Purpose::Noise).normal(&ids, c * h * w).view([-1, c, h, w]);
         let t = self.rng(Purpose::Time).uniform(&ids);
-        Batch { x0, eps, t, low }
+        (Batch { x0, eps, t, low }, whole)
     }
 
     fn rng(&self, purpose: Purpose) -> Rng {

@@ -1,7 +1,8 @@
 //! lcf-train: trains a DiT with flow matching or Local Contrastive Flow.
 //!
 //! [`batch`] draws what a step needs, [`objective`] turns it into losses ([`flow`]: Equation 12, [`contrast`]:
-//! Equation 14 and Algorithm 1), [`step`] makes one update with [`optim`], [`run`] repeats it with checkpoints.
+//! Equation 14 and Algorithm 1), [`step`] makes one update with [`optim`], [`run`] repeats it with checkpoints. [`ranks`]
+//! are several processes that do so together, [`launch`] starts them.
 
 pub mod batch;
 pub mod captured;
@@ -9,11 +10,14 @@ pub mod checkpoint;
 pub mod config;
 pub mod contrast;
 pub mod flow;
+pub mod gathered;
+pub mod launch;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
 pub mod preview;
 pub mod progress;
+pub mod ranks;
 pub mod run;
 pub mod step;
 pub mod tensorboard;

@@ -17,11 +17,18 @@ use lcf_store::{
     stage::{Begin, Plan},
 };
 use lcf_train::{
-    TrainConfig, metrics,
-    run::{Pace, train},
+    TrainConfig,
+    launch::RankArgs,
+    metrics,
+    ranks::{self, Ranks},
+    run::{self, Pace, train},
     tensorboard,
 };
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::{ExitCode, exit},
+    time::Duration,
+};
 use tch::Device;
 
 /// Version of this stage: bumped when the same config and data give another result.
@@ -52,6 +59,19 @@ struct Args {
     /// What computes the residual stream on CUDA
     #[arg(long, value_enum, default_value_t = EngineArg::Fused)]
     engine: EngineArg,
+    #[command(flatten)]
+    ranks: RankArgs,
+}
+
+impl Args {
+    fn pace(&self) -> Pace {
+        Pace {
+            log_steps: self.log_steps,
+            checkpoint_steps: self.checkpoint_steps,
+            checkpoint_every: Duration::from_secs(60 * self.checkpoint_minutes),
+            engine: self.engine.into(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -72,33 +92,50 @@ impl From<EngineArg> for Engine {
 }
 
 fn main() -> ExitCode {
-    cli::main("train", run)
+    cli::main(&ranks::name(), run)
 }
 
 fn run(args: Args) -> Result<()> {
     let config: TrainConfig = args.stage.section::<TrainConfig>()?.resolved();
+    args.ranks.launch(config.batch)?;
+    let ranks = args.ranks.join()?;
+    let result = stage(&args, &config, &ranks);
+    match &result {
+        Ok(()) => ranks.leave()?,
+        Err(error) => ranks.fail(&error.to_string()),
+    }
+    result
+}
+
+fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
     let dataset = Dataset::open(&args.data)?;
-    let input = check(&config, &dataset)?;
-    let plan = Plan::of(VERSION, &config).input("data", dataset.artifact.digest());
+    let input = check(config, &dataset, ranks)?;
+    let plan = Plan::of(VERSION, config).input("data", dataset.artifact.digest());
+    if ranks.rank() > 0 {
+        return follow(args, config, &dataset, input, &plan, ranks);
+    }
+    let key = plan.key();
     let (artifact, built) = match plan.begin(&args.stage)? {
-        Begin::UpToDate(artifact) => (artifact, false),
+        Begin::UpToDate(artifact) => {
+            ranks.announce(None)?;
+            (artifact, false)
+        }
         Begin::Build(mut work) => {
-            let device = args.device.open()?;
+            ranks.announce(Some(&key))?;
+            let device = ranks.open(&args.device)?;
             device::record(work.provenance(), device);
-            announce(&config, &dataset, input, device);
+            if !ranks.are_one() {
+                let device = &mut work.provenance().device;
+                *device = format!("{} x {device}", ranks.size());
+            }
+            announce(config, &dataset, input, device, ranks);
             if device != Device::Cpu && args.engine == EngineArg::Fused && !lcf_model::has_kernels() {
                 eprintln!(
                     "train: built without the CUDA kernels, which is slower: `make deps CUDA=1`, then build again"
                 );
             }
-            let pace = Pace {
-                log_steps: args.log_steps,
-                checkpoint_steps: args.checkpoint_steps,
-                checkpoint_every: Duration::from_secs(60 * args.checkpoint_minutes),
-                engine: args.engine.into(),
-            };
             let images = pixels::load(&dataset.train, device);
-            train(&config, &dataset, input, images, pace, &work)?;
+            train(config, &dataset, input, images, args.pace(), &work, ranks)?;
             // Their rows hold times, and how many there are depends on --log-steps.
             work.log(metrics::FILE);
             tensorboard::files(work.dir())?.iter().for_each(|name| work.log(name));
@@ -109,8 +146,30 @@ fn run(args: Args) -> Result<()> {
     print(&args.stage, &artifact, built)
 }
 
+/// What a rank other than 0 does: it computes, and writes nothing.
+fn follow(
+    args: &Args,
+    config: &TrainConfig,
+    dataset: &Dataset,
+    input: Input,
+    plan: &Plan,
+    ranks: &Ranks,
+) -> Result<()> {
+    if !ranks.await_plan(&plan.key())? {
+        return Ok(());
+    }
+    let device = ranks.open(&args.device)?;
+    let images = pixels::load(&dataset.train, device);
+    if run::follow(config, input, images, args.engine.into(), ranks)? {
+        ranks.leave()?;
+        // Rank 0 says what has happened.
+        exit(1);
+    }
+    Ok(())
+}
+
 /// Whether model and data fit together.
-fn check(config: &TrainConfig, dataset: &Dataset) -> Result<Input> {
+fn check(config: &TrainConfig, dataset: &Dataset, ranks: &Ranks) -> Result<Input> {
     let meta = &dataset.meta;
     let fits = config.model.fits(meta.channels, meta.height, meta.width);
     let input = fits.map_err(|message| Error::usage(format!("train.model.{message} ({})", meta.name)))?;
@@ -118,10 +177,11 @@ fn check(config: &TrainConfig, dataset: &Dataset) -> Result<Input> {
         let (batch, count) = (config.batch, dataset.train.count);
         return Err(Error::usage(format!("train.batch: {batch} is more than the {count} training images")).into());
     }
+    ranks::check_batch(config.batch, ranks.size())?;
     Ok(input)
 }
 
-fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Device) {
+fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Device, ranks: &Ranks) {
     let layout = Layout::new(&config.model, &input);
     let model = &config.model;
     let steps = config.epochs * (dataset.train.count / config.batch) as u64;
@@ -143,6 +203,9 @@ fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Devic
         if config.precision == Precision::Bf16 { "bf16" } else { "fp32" },
         device::name(device),
     );
+    if !ranks.are_one() {
+        eprintln!("train: {} ranks, each with its share of every batch", ranks.size());
+    }
     if config.precision == Precision::Bf16 && device == Device::Cpu {
         eprintln!("train: bf16 is slow on a CPU; --set train.precision=fp32 is much faster there");
     }

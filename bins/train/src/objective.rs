@@ -1,10 +1,12 @@
 //! The four objectives of Figure 6 on one batch: which samples go through which blocks, and Equation 15.
 
 use crate::{
-    batch::Batch,
+    batch::{Batch, Whole},
     config::TrainConfig,
-    contrast::{Contrast, ContrastConfig, Positive, contrast, pool},
+    contrast::{Contrast, ContrastConfig, Positive, pool},
     flow::{Reduction, flow_loss},
+    gathered::gathered,
+    ranks::Ranks,
 };
 use lcf_model::{Dit, path};
 use tch::{Kind, Tensor};
@@ -12,8 +14,10 @@ use tch::{Kind, Tensor};
 /// The losses of one batch.
 #[derive(Debug)]
 pub struct Losses {
-    /// What is minimised, Equation 15: scalar.
+    /// What is minimised, Equation 15: scalar. Of one among several ranks, a part whose gradients add up to those of it.
     pub total: Tensor,
+    /// Its value, without gradient; those of several ranks add up to it.
+    pub value: Tensor,
     /// Mean square error per dimension of each regressed sample, `[R]`, no gradient.
     pub flow: Tensor,
     /// Their times, `[R]`.
@@ -27,6 +31,11 @@ pub struct Losses {
 /// Samples with t < T_min whose regression is cut leave the network after the contrast's layer: nothing trains the
 /// blocks behind it on them. Without a contrast they do not enter it at all.
 pub fn losses(dit: &Dit, batch: &Batch, config: &TrainConfig) -> Losses {
+    losses_among(&Ranks::alone(), dit, batch, Whole { samples: batch.t.size()[0], low: batch.low }, config)
+}
+
+/// [`losses`] for the samples of one of the ranks, in `batch`, as its part of those of the `whole` batch.
+pub fn losses_among(ranks: &Ranks, dit: &Dit, batch: &Batch, whole: Whole, config: &TrainConfig) -> Losses {
     let Batch { x0, eps, t, low } = batch;
     let all = t.size()[0];
     let depth = dit.config().depth as usize;
@@ -41,8 +50,8 @@ pub fn losses(dit: &Dit, batch: &Batch, config: &TrainConfig) -> Losses {
     if let Some(options) = config.contrast() {
         done = options.layer;
         stream = dit.run(stream, 0..done);
-        if *low > 0 {
-            contrasted = Some(contrast_low(dit, batch, &stream.tokens, config.threshold(), options));
+        if whole.low > 0 {
+            contrasted = Some(contrast_low(ranks, dit, batch, whole, &stream.tokens, config.threshold(), options));
         }
     }
     let stream = stream.narrow(first_regressed - entering, all - first_regressed);
@@ -54,11 +63,14 @@ pub fn losses(dit: &Dit, batch: &Batch, config: &TrainConfig) -> Losses {
         stream.tokens.sum_dim_intlist([1, 2].as_slice(), false, Kind::Float)
     };
     // An empty batch has no mean; its sum is 0 and keeps the graph whole.
-    let regressed = (all - first_regressed).max(1) as f64;
+    let regressed = (whole.samples - if config.objective.cuts() { whole.low } else { 0 }).max(1) as f64;
     let flow = per_sample.sum(Kind::Float) / regressed;
-    let total = match &contrasted {
-        Some((contrast, lambda)) => flow + &contrast.loss * *lambda,
-        None => flow,
+    let lambda = config.contrast().map_or(0.0, |options| options.lambda);
+    let (total, value) = match &contrasted {
+        Some((contrast, own)) => {
+            (&flow + own * lambda, flow.detach() + &contrast.loss.detach() * (lambda / ranks.size() as f64))
+        }
+        None => (flow.shallow_clone(), flow.detach()),
     };
     let dimensions = match config.reduction {
         Reduction::Mean => 1.0,
@@ -66,6 +78,7 @@ pub fn losses(dit: &Dit, batch: &Batch, config: &TrainConfig) -> Losses {
     };
     Losses {
         total,
+        value,
         flow: per_sample.detach() / dimensions,
         t: rest(t, first_regressed),
         contrast: contrasted.map(|(contrast, _)| contrast),
@@ -73,8 +86,16 @@ pub fn losses(dit: &Dit, batch: &Batch, config: &TrainConfig) -> Losses {
 }
 
 /// Algorithm 1, lines 5 and 7: anchors are the first `low` samples; their positives take one more pass through the
-/// first blocks, with the same noise at T_min (or at 0).
-fn contrast_low(dit: &Dit, batch: &Batch, tokens: &Tensor, t_min: f64, options: &ContrastConfig) -> (Contrast, f64) {
+/// first blocks, with the same noise at T_min (or at 0). Returns the loss and what is differentiated for it.
+fn contrast_low(
+    ranks: &Ranks,
+    dit: &Dit,
+    batch: &Batch,
+    whole: Whole,
+    tokens: &Tensor,
+    t_min: f64,
+    options: &ContrastConfig,
+) -> (Contrast, Tensor) {
     let narrow = |x: &Tensor| x.narrow(0, 0, batch.low);
     let time = match options.positive {
         Positive::TMin => t_min,
@@ -82,10 +103,13 @@ fn contrast_low(dit: &Dit, batch: &Batch, tokens: &Tensor, t_min: f64, options: 
     };
     let t = narrow(&batch.t).full_like(time);
     let xt = path::interpolate(&narrow(&batch.x0), &narrow(&batch.eps), &t);
-    let features = || pool(&dit.features(&xt, &t, options.layer), options);
-    let positives = if options.detach { tch::no_grad(features) } else { features() };
     let all = pool(tokens, options);
-    (contrast(&narrow(&all), &positives, &all, None, options), options.lambda)
+    let features = || match batch.low {
+        0 => all.detach().narrow(0, 0, 0),
+        _ => pool(&dit.features(&xt, &t, options.layer), options),
+    };
+    let positives = if options.detach { tch::no_grad(features) } else { features() };
+    gathered(ranks, &all, &positives, whole, None, options)
 }
 
 #[cfg(test)]

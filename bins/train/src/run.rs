@@ -6,6 +6,7 @@ use crate::{
     metrics::{self, Window},
     preview,
     progress::Display,
+    ranks::Ranks,
     step::{Totals, Trainer},
     tensorboard::Events,
 };
@@ -54,6 +55,7 @@ struct Run<'a> {
     pace: Pace,
     work: &'a Work,
     trainer: Trainer,
+    ranks: Ranks,
     progress: Progress,
     saved: Instant,
     looked: Instant,
@@ -70,15 +72,17 @@ pub fn train(
     images: Tensor,
     pace: Pace,
     work: &Work,
+    ranks: &Ranks,
 ) -> Result<()> {
     let stop = signals()?;
-    let trainer = Trainer::new(config, input, images).with_engine(pace.engine);
+    let trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(pace.engine);
     let mut run = Run {
         config,
         input,
         pace,
         work,
         trainer,
+        ranks: ranks.clone(),
         progress: Progress::default(),
         saved: Instant::now(),
         looked: Instant::now(),
@@ -89,9 +93,35 @@ pub fn train(
     run.finish(dataset)
 }
 
+/// Trains as a rank other than 0, which writes nothing. Returns whether a signal has stopped the training.
+///
+/// # Errors
+/// The connection's.
+pub fn follow(config: &TrainConfig, input: Input, images: Tensor, engine: Engine, ranks: &Ranks) -> Result<bool> {
+    let stop = signals()?;
+    let mut trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(engine);
+    let first = ranks.align(&mut trainer, 0)?;
+    for step in first..config.epochs * trainer.steps_per_epoch() {
+        trainer.advance(step);
+        let [stopping, saving] = ranks.agree([stop.load(Ordering::Relaxed), false])?;
+        if stopping || saving {
+            ranks.same(&trainer.params.flat, step + 1)?;
+        }
+        if stopping {
+            return Ok(true);
+        }
+    }
+    // Waits until the last steps are made: the others need this rank for them.
+    trainer.take();
+    Ok(false)
+}
+
 /// A flag that SIGTERM and SIGINT raise. More of them change nothing: one that is sent to a process group comes twice
 /// where make passes it on, and the checkpoint must be written all the same.
-fn signals() -> Result<Arc<AtomicBool>> {
+///
+/// # Errors
+/// The operating system's refusal.
+pub fn signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, flag.clone()).context("cannot handle signals")?;
@@ -117,6 +147,7 @@ impl Run<'_> {
         } else {
             self.work.clear()?;
         }
+        self.ranks.align(&mut self.trainer, self.progress.step)?;
         let weights = self.work.path("weights");
         fs::create_dir_all(&weights).map_err(Error::io(&weights, "create"))?;
         Ok(())
@@ -129,8 +160,8 @@ impl Run<'_> {
             self.trainer.advance(self.progress.step);
             self.progress.step += 1;
             since_row += 1;
-            let stopping = stop.load(Ordering::Relaxed);
-            let saving = stopping || self.checkpoint_is_due();
+            let [stopping, saving] = self.ranks.agree([stop.load(Ordering::Relaxed), self.checkpoint_is_due()])?;
+            let saving = stopping || saving;
             let row_is_due = since_row == self.pace.log_steps || self.progress.step == self.total() || stopping;
             if !(row_is_due || saving || self.epoch_ends() || self.looking_is_due()) {
                 continue;
@@ -149,10 +180,13 @@ impl Run<'_> {
                 (window, since_row) = (Window::new(), 0);
             }
             if saving {
+                self.ranks.same(&self.trainer.params.flat, self.progress.step)?;
+                self.ranks.busy();
                 checkpoint::save(self.work.dir(), &self.trainer, self.progress)?;
                 self.saved = Instant::now();
             }
             if stopping {
+                self.ranks.leave()?;
                 let message = format!("stopped by a signal after step {}; checkpoint written", self.progress.step);
                 return Err(Error::bad(self.work.dir(), message)
                     .with_hint("run the same command again to go on")
@@ -209,6 +243,9 @@ impl Run<'_> {
         self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
         let epoch = self.progress.step / self.trainer.steps_per_epoch();
         let kept = self.config.snapshots.contains(&epoch);
+        if kept || epoch == self.config.epochs {
+            self.ranks.busy();
+        }
         if kept {
             self.save(&format!("epoch-{epoch}"), &self.trainer.average)?;
         }
@@ -234,6 +271,7 @@ impl Run<'_> {
     }
 
     fn finish(&self, dataset: &Dataset) -> Result<()> {
+        self.ranks.busy();
         self.save("raw", &self.trainer.params.flat)?;
         self.save("ema", &self.trainer.average)?;
         let meta = Meta {

@@ -1,11 +1,12 @@
 //! One training step: draw, forward, backward, clip, AdamW, moving average.
 
 use crate::{
-    batch::{Batch, Sampler, time_bin},
+    batch::{Sampler, Whole, time_bin},
     captured::Captured,
     config::TrainConfig,
-    objective::{Losses, losses},
+    objective::{Losses, losses_among},
     optim::{clip, ema, learning_rate, norm},
+    ranks::Ranks,
 };
 use lcf_model::{Dit, Engine, Fused, Params, adamw::AdamW, config::Input};
 pub use lcf_native::step::BINS;
@@ -21,6 +22,7 @@ pub struct Trainer {
     leaves: Vec<Tensor>,
     /// The parameters as matrix products take them: `params.flat` itself in fp32, a copy of it in bf16.
     compute: Tensor,
+    ranks: Ranks,
     /// fp32 master weights.
     pub params: Params,
     /// Moving average of the weights, fp32 `[len]`.
@@ -152,6 +154,7 @@ impl Trainer {
             dit,
             leaves,
             compute,
+            ranks: Ranks::alone(),
             average: params.flat.copy(),
             optim: AdamW::new(config.optim.hyper(), &params.flat),
             params,
@@ -161,13 +164,22 @@ impl Trainer {
         }
     }
 
-    /// The same trainer computing by `engine`, at its start; a new one computes by [`Engine::Reference`].
+    /// The same trainer computing by `engine`, at its start, after [`Trainer::among`]; a new one computes by
+    /// [`Engine::Reference`].
     #[must_use]
     pub fn with_engine(mut self, engine: Engine) -> Self {
         let (config, input) = (&self.config, self.dit.input());
         let fits = Fused::takes(&config.model, &input, config.precision, self.params.flat.device());
-        self.captured = (engine == Engine::Fused && fits)
-            .then(|| Captured::new(config, input, self.sampler.images().shallow_clone(), &self.params, &self.compute));
+        self.captured = (engine == Engine::Fused && fits).then(|| {
+            Captured::new(
+                config,
+                input,
+                self.sampler.images().shallow_clone(),
+                &self.params,
+                &self.compute,
+                &self.ranks,
+            )
+        });
         self
     }
 
@@ -195,6 +207,12 @@ impl Trainer {
         std::mem::replace(&mut self.totals, Totals { in_a_row, last_bad, ..Totals::default() })
     }
 
+    /// The same trainer as one of several.
+    #[must_use]
+    pub fn among(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
     /// Steps of an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         self.sampler.steps_per_epoch()
@@ -202,12 +220,13 @@ impl Trainer {
 
     /// The reference step: one operation of libtorch after the other, with its automatic differentiation.
     pub fn step(&mut self, step: u64) -> Report {
-        let batch = self.sampler.draw(step);
-        let losses = losses(&self.dit, &batch, &self.config);
+        let (batch, whole) = self.sampler.deal(step, &self.ranks);
+        let losses = losses_among(&self.ranks, &self.dit, &batch, whole, &self.config);
         let mut gradient = self.gradient(&losses.total);
+        self.ranks.sum(&mut gradient);
         let length = norm(&gradient);
         let lr = learning_rate(&self.config.optim, step, self.steps_per_epoch());
-        let report = report(&losses, &batch, &length, lr);
+        let report = report(&self.ranks, &losses, whole, &length, lr);
         if report.is_finite() {
             clip(&mut gradient, &length, self.config.optim.clip);
             self.update(&gradient, lr);
@@ -244,25 +263,27 @@ impl Trainer {
 }
 
 /// One copy from the device: it waits for the backward pass, and the update is queued behind it.
-fn report(losses: &Losses, batch: &Batch, grad_norm: &Tensor, lr: f64) -> Report {
+fn report(ranks: &Ranks, losses: &Losses, whole: Whole, grad_norm: &Tensor, lr: f64) -> Report {
     let bins = time_bin(&losses.t, BINS as i64);
     let zeros = || losses.flow.new_zeros([BINS as i64], (Kind::Float, losses.flow.device()));
     let flow = zeros().index_add(0, &bins, &losses.flow);
     let samples = zeros().index_add(0, &bins, &losses.flow.ones_like());
-    let mut parts = vec![losses.total.detach().view([1]), grad_norm.view([1]), flow, samples];
+    let mut summed = Tensor::cat(&[losses.value.view([1]), flow, samples], 0);
+    ranks.sum(&mut summed);
+    let mut parts = vec![grad_norm.view([1]), summed];
     if let Some(contrast) = &losses.contrast {
         parts.extend([&contrast.loss, &contrast.pull, &contrast.push].map(|x| x.detach().view([1])));
     }
     let values = Vec::<f64>::try_from(Tensor::cat(&parts, 0).to_kind(Kind::Double)).expect("a vector");
     let bins_at = |start: usize| values[start..start + BINS].try_into().expect("one number a bin");
     Report {
-        loss: values[0],
-        grad_norm: values[1],
+        loss: values[1],
+        grad_norm: values[0],
         lr,
         flow: bins_at(2),
         samples: bins_at(2 + BINS),
         contrast: values.get(2 + 2 * BINS..).and_then(|rest| rest.try_into().ok()),
-        anchors: if losses.contrast.is_some() { batch.low } else { 0 },
+        anchors: if losses.contrast.is_some() { whole.low } else { 0 },
     }
 }
 

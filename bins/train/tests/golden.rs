@@ -2,7 +2,7 @@
 //! a twin with a mistake, which must fail.
 
 #[path = "../../../common/model/tests/golden/compare.rs"]
-mod compare;
+pub mod compare;
 
 use compare::{Golden, assert_same, clearly_differ};
 use lcf_model::{Dit, ModelConfig, Precision, adamw::AdamW, config::Input, params::Layout};

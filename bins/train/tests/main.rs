@@ -2,6 +2,8 @@
 
 #[path = "golden.rs"]
 mod golden;
+#[path = "ranks.rs"]
+mod ranks;
 #[path = "tensorboard.rs"]
 mod tensorboard;
 

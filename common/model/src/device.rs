@@ -17,6 +17,15 @@ impl DeviceArgs {
     /// # Errors
     /// [`Error::Usage`] for a name that is none of the four forms or a CUDA device that is not there.
     pub fn open(&self) -> Result<Device> {
+        self.open_for(0)
+    }
+
+    /// [`DeviceArgs::open`] for process number `local` of several on this machine: cuda and auto are `cuda:local`, or the
+    /// only device that it sees.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_for(&self, local: usize) -> Result<Device> {
         let opened = lcf_native::open_cuda();
         lcf_native::set_tf32(false);
         let count = if opened.is_ok() && Cuda::is_available() { Cuda::device_count() } else { 0 };
@@ -28,7 +37,8 @@ impl DeviceArgs {
                 return Ok(Device::Cpu);
             }
             "cpu" => return Ok(Device::Cpu),
-            "auto" | "cuda" => 0,
+            "auto" | "cuda" if count == 1 => 0,
+            "auto" | "cuda" => local,
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|n| n.parse().ok())
@@ -36,6 +46,7 @@ impl DeviceArgs {
         };
         if index as i64 >= count {
             let reason = match opened {
+                Ok(()) if index == local && local > 0 => format!("{count} CUDA devices found, expected {}", local + 1),
                 Ok(()) => format!("{count} CUDA devices found"),
                 Err(reason) => format!("no CUDA: {reason}"),
             };

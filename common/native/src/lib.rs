@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod dist;
 pub mod graph;
 pub mod ops;
 pub mod step;
