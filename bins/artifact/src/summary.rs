@@ -1,7 +1,7 @@
 //! `lcf-artifact show data/runs/RUN`: the results of a run on one screen.
 
 use crate::{
-    fid, list,
+    fid, list, store,
     text::{self, plain},
 };
 use lcf_store::{Artifact, Error, Result};
@@ -17,6 +17,8 @@ const STAGES: [&str; 7] = ["prepare", "train", "extract", "probe", "sample", "fi
 pub struct Summary {
     dir: PathBuf,
     artifacts: Vec<Artifact>,
+    /// Stages whose links lead nowhere.
+    broken: Vec<String>,
     train: Option<Value>,
     probe: Option<Vec<Accuracy>>,
     fid: Option<Value>,
@@ -63,12 +65,14 @@ impl Summary {
         if links.is_empty() {
             return Ok(None);
         }
-        let artifacts = links.iter().map(|link| Artifact::read(link)).collect::<Result<Vec<_>>>()?;
+        let (whole, broken): (Vec<_>, Vec<_>) = links.into_iter().partition(|link| link.exists());
+        let artifacts = whole.iter().map(|link| Artifact::read(link)).collect::<Result<Vec<_>>>()?;
+        let broken = broken.iter().map(|link| store::name(link)).collect();
         let of = |stage: &str| artifacts.iter().find(|artifact| artifact.manifest().stage == stage);
         let train = of("train").map(|artifact| artifact.json("train.json")).transpose()?;
         let probe = of("probe").map(accuracies).transpose()?;
         let fid = of("fid").map(|artifact| artifact.json("fid.json")).transpose()?;
-        Ok(Some(Self { dir: dir.to_owned(), train, probe, fid, artifacts }))
+        Ok(Some(Self { dir: dir.to_owned(), broken, train, probe, fid, artifacts }))
     }
 
     /// For people.
@@ -86,6 +90,9 @@ impl Summary {
             ]
         });
         out += &text::columns("lllrr", &std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        for stage in &self.broken {
+            out += &format!("{stage}: the link leads nowhere; make {stage} again\n");
+        }
         if let Some(train) = &self.train {
             out += &format!("\ntraining: {}\n", headline(train));
         }
@@ -113,7 +120,7 @@ impl Summary {
             .probe
             .as_ref()
             .map(|rows| json!({ "curve": rows, "raw": peak(&raw(rows)), "standardised": peak(&standardised(rows)) }));
-        json!({ "run": self.name(), "stages": stages, "train": self.train, "probe": probe, "fid": self.fid })
+        json!({ "run": self.name(), "stages": stages, "broken": self.broken, "train": self.train, "probe": probe, "fid": self.fid })
     }
 
     fn name(&self) -> String {

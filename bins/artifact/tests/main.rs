@@ -147,6 +147,11 @@ fn show_of_a_run_is_its_table() {
     let shown = place.run(&["show", "runs/one", "--json"]).json();
     assert_eq!(shown["probe"]["standardised"]["peak"], 0.3);
     assert_eq!(shown["fid"]["more"], 1);
+    // What has been removed since then is said, beside what is there.
+    fs::remove_dir_all(fs::canonicalize(place.path("runs/one/train")).unwrap()).unwrap();
+    let ran = place.run(&["show", "runs/one"]);
+    assert!(ran.out.contains("train: the link leads nowhere; make train again\n"), "{}", ran.out);
+    assert_eq!(place.run(&["show", "runs/one", "--json"]).json()["broken"], json!(["train"]));
 }
 
 #[test]
