@@ -6,8 +6,13 @@ use crate::{
     params::{Layout, Params},
 };
 use lcf_store::{Error, Result};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use std::{collections::BTreeMap, fs, path::Path};
+use safetensors::{Dtype, SafeTensors};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
 use tch::{Device, Kind, Tensor};
 
 /// DiT's name of the position embedding.
@@ -25,33 +30,54 @@ pub fn save(path: &Path, model: &ModelConfig, input: &Input, layout: &Layout, fl
     write(path, tensors.into_iter())
 }
 
-/// Writes named fp32 or int64 tensors as they are, without metadata, whose order would be random.
+/// Writes named fp32 or int64 tensors as they are, without metadata, whose order would be random. The bytes are those of
+/// `safetensors::serialize_to_file`, which is not used: its files can be read by their owner alone, and it leaves a
+/// nameless one behind when it is killed.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be written.
 pub fn write<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Tensor)>) -> Result<()> {
-    let raw: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = tensors.map(|(name, tensor)| bytes_of(name, &tensor)).collect();
-    let views = raw.iter().map(|(name, dtype, shape, bytes)| {
-        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("bytes were taken from the tensor"))
-    });
-    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),
-        other => Error::bad(path, other.to_string()),
-    })
+    let mut tensors: Vec<(&str, Dtype, Tensor)> = tensors.map(|(name, tensor)| typed(name, &tensor)).collect();
+    // The widest types first, so that all numbers are aligned.
+    tensors.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let header = header(&tensors).map_err(|error| Error::bad(path, error.to_string()))?;
+    let write = || -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|(_, _, tensor)| file.write_all(&bytes_of(tensor)))?;
+        file.flush()
+    };
+    write().map_err(Error::io(path, "write"))
 }
 
-fn bytes_of<'a>(name: &'a str, tensor: &Tensor) -> (&'a str, Dtype, Vec<usize>, Vec<u8>) {
-    let shape = tensor.size().iter().map(|&n| n as usize).collect();
-    let flat = tensor.to_device(Device::Cpu).contiguous().view([-1]);
+/// Names, types, shapes and places, as JSON padded to a multiple of 8.
+fn header(tensors: &[(&str, Dtype, Tensor)]) -> std::result::Result<Vec<u8>, serde_json::Error> {
+    let mut end = 0;
+    let mut fields = serde_json::Map::new();
+    for (name, dtype, tensor) in tensors {
+        let start = end;
+        end += tensor.numel() * dtype.bitsize() / 8;
+        let info = serde_json::json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end]});
+        fields.insert((*name).to_owned(), info);
+    }
+    let mut text = serde_json::to_vec(&fields)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok(text)
+}
+
+/// On the CPU, int64 or else fp32.
+fn typed<'a>(name: &'a str, tensor: &Tensor) -> (&'a str, Dtype, Tensor) {
+    let (kind, dtype) =
+        if tensor.kind() == Kind::Int64 { (Kind::Int64, Dtype::I64) } else { (Kind::Float, Dtype::F32) };
+    (name, dtype, tensor.to_device(Device::Cpu).to_kind(kind).contiguous())
+}
+
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let flat = tensor.view([-1]);
     match tensor.kind() {
-        Kind::Int64 => {
-            let values = Vec::<i64>::try_from(flat).expect("int64 on the CPU");
-            (name, Dtype::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        }
-        _ => {
-            let values = Vec::<f32>::try_from(flat.to_kind(Kind::Float)).expect("fp32 on the CPU");
-            (name, Dtype::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        }
+        Kind::Int64 => Vec::<i64>::try_from(flat).expect("int64").iter().flat_map(|v| v.to_le_bytes()).collect(),
+        _ => Vec::<f32>::try_from(flat).expect("fp32").iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }
 
@@ -106,6 +132,7 @@ pub fn load(path: &Path, model: &ModelConfig, input: &Input, device: Device) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::tensor::TensorView;
 
     const MODEL: ModelConfig = ModelConfig { depth: 1, width: 8, heads: 2, mlp: 12, patch: 2 };
     const INPUT: Input = Input { channels: 1, side: 4 };
@@ -125,6 +152,25 @@ mod tests {
         let first = fs::read(&path).unwrap();
         saved(dir.path());
         assert_eq!(fs::read(&path).unwrap(), first);
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_reference_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        let floats = Tensor::from_slice(&[1.0f32, -2.5, 3.0, 4.0, 5.0, 6.0]).view([2, 3]);
+        let numbers = Tensor::from_slice(&[7i64, -8]);
+        write(&ours, [("b", floats.copy()), ("a\"", floats.tr()), ("z", numbers.copy())].into_iter()).unwrap();
+        let turned = floats.tr().contiguous();
+        let (plain, tall, long) = (bytes_of(&floats), bytes_of(&turned), bytes_of(&numbers));
+        let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let views = [
+            ("b", view(Dtype::F32, &[2, 3], &plain)),
+            ("a\"", view(Dtype::F32, &[3, 2], &tall)),
+            ("z", view(Dtype::I64, &[2], &long)),
+        ];
+        safetensors::serialize_to_file(views, None, &theirs).unwrap();
+        assert_eq!(fs::read(&ours).unwrap(), fs::read(&theirs).unwrap());
     }
 
     #[test]
