@@ -108,10 +108,7 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
                 // `lcf-artifact list | head` ends as quietly as any other program whose reader has seen enough.
                 return ExitCode::from(BROKEN_PIPE);
             }
-            eprintln!("{name}: error: {}", first_line(text));
-            if text.contains("out of memory") || text.contains("allocate memory") {
-                eprintln!("hint: lower the batch size, or free memory");
-            }
+            eprint!("{name}: error: {}", panicked(text));
             ExitCode::from(1)
         }
     }
@@ -127,6 +124,17 @@ fn report(name: &str, error: &anyhow::Error) -> String {
         text += &format!("hint: {hint}\n");
     }
     text
+}
+
+/// A panic as people read it. Most are libtorch's errors, debug-printed by `unwrap`; running out of memory or of threads
+/// is the one that users can do something about.
+fn panicked(text: &str) -> String {
+    let text = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(text);
+    let line = first_line(text).split("\\n").next().unwrap_or(text);
+    let tried = line.split_once("you tried to allocate ").and_then(|(_, rest)| rest.split_once(" bytes"));
+    let line = tried.map_or(line.to_owned(), |(bytes, _)| format!("out of memory: cannot allocate {bytes} bytes"));
+    let starved = ["out of memory", "allocate memory", "temporarily unavailable"].iter().any(|why| line.contains(why));
+    line + if starved { "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n" } else { "\n" }
 }
 
 /// libtorch appends its C++ stack to its messages; the first line says what happened.
@@ -166,6 +174,21 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".probe-4194305", ".train-1", ".train-x"]);
+    }
+
+    #[test]
+    fn panics_of_libtorch_are_one_line() {
+        let torch = r#"called `Result::unwrap()` on an `Err` value: Torch("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 49152000 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::")"#;
+        let text = panicked(torch);
+        assert!(
+            text.starts_with("out of memory: cannot allocate 49152000 bytes\nhint: lower the batch size"),
+            "{text}"
+        );
+        assert_eq!(
+            panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")"),
+            "Torch(\"shape\n"
+        );
+        assert_eq!(panicked("plain\nmore"), "plain\n");
     }
 
     #[test]

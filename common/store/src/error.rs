@@ -83,6 +83,7 @@ impl Error {
             Self::Stopped { .. } => Some("run the same command again to go on".into()),
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC) => Some("free some disk space and run the same command again".into()),
+                Some(libc::ENOMEM) => Some("free memory, or raise its limit (ulimit -v)".into()),
                 _ => None,
             },
         }
