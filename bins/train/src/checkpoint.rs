@@ -145,8 +145,8 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<Option<Progress>> {
     };
     let start_over = |error: Error| error.with_hint(format!("rm -r {} to start this training over", dir.display()));
     let pointer = Sealed::open(&text, &work_name(dir)).map_err(|message| start_over(Error::bad(&path, message)))?;
-    let files = pointer.snapshots.iter().chain([&pointer.tensors]);
-    files.map(|stored| stored.verify(dir)).collect::<Result<()>>().map_err(start_over)?;
+    let mut files = pointer.snapshots.iter().chain([&pointer.tensors]);
+    files.try_for_each(|stored| stored.verify(dir)).map_err(start_over)?;
     let path = dir.join(&pointer.tensors.file);
     let stored = weights::read(&path)?;
     for (name, mut tensor) in tensors(trainer) {
