@@ -116,7 +116,7 @@ unit: deps
 	cargo test --release --workspace
 
 faults: build
-	cargo build --release -p lcf-faults
+	cargo build --release --workspace --bin lcf-faults
 	$(TARGET)/release/lcf-faults $(SUITE) --size $(SIZE) --seed $(SEED)$(CASE:%= --case %)
 
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.

@@ -107,9 +107,15 @@ fn work_name(dir: &Path) -> String {
 /// Writes a checkpoint to `dir` and then removes the one before.
 ///
 /// # Errors
-/// [`Error::Io`]; the one before is intact then.
+/// [`Error::Bad`] when a number in it is not finite, which no later step mends; [`Error::Io`]. The one before is intact
+/// then.
 pub fn save(dir: &Path, trainer: &Trainer, progress: Progress) -> Result<()> {
     let file = format!(".checkpoint-{}.safetensors", progress.step);
+    for (name, tensor) in tensors(trainer) {
+        weights::all_finite(&dir.join(name), &trainer.params.layout, &tensor).map_err(|error| {
+            error.with_hint("lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept")
+        })?;
+    }
     weights::write(&dir.join(&file), tensors(trainer).into_iter())?;
     let tensors = Stored::sync(dir, file)?;
     let snapshots = snapshots(dir)?.into_iter().map(|file| Stored::sync(dir, file)).collect::<Result<_>>()?;
@@ -262,6 +268,19 @@ mod tests {
         fs::remove_file(dir.path().join("weights/epoch-1.safetensors")).unwrap();
         fs::write(&pointer, &good).unwrap();
         assert!(restore(dir.path(), &mut trainer()).unwrap_err().to_string().contains("epoch-1.safetensors"));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_do_not_replace_a_good_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = trainer();
+        save(dir.path(), &good, progress(1)).unwrap();
+        let bad = trainer();
+        let _ = bad.optim.second.get(0).fill_(f64::NAN);
+        let error = save(dir.path(), &bad, progress(2)).unwrap_err();
+        assert!(error.to_string().contains("second_moment: number 0 of tensor x_embedder"), "{error}");
+        assert!(error.hint().unwrap().contains("last good checkpoint"));
+        assert_eq!(restore(dir.path(), &mut trainer()).unwrap(), Some(progress(1)));
     }
 
     #[test]

@@ -21,13 +21,25 @@ const POSITIONS: &str = "pos_embed";
 /// Writes `flat`, laid out by `layout`, and the position embedding.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be written.
+/// [`Error::Bad`] naming a number that is not finite; [`Error::Io`] when the file cannot be written.
 pub fn save(path: &Path, model: &ModelConfig, input: &Input, layout: &Layout, flat: &Tensor) -> Result<()> {
+    all_finite(path, layout, flat)?;
     let flat = flat.to_device(Device::Cpu);
     let mut tensors: BTreeMap<&str, Tensor> = BTreeMap::new();
     tensors.extend(layout.specs.iter().map(|spec| spec.name.as_str()).zip(layout.views(&flat)));
     tensors.insert(POSITIONS, embed::positions(input.grid(model), model.width));
     write(path, tensors.into_iter())
+}
+
+/// That every number of `flat` is one. `path` is what the error is about.
+///
+/// # Errors
+/// [`Error::Bad`] naming the first that is not finite.
+pub fn all_finite(path: &Path, layout: &Layout, flat: &Tensor) -> Result<()> {
+    match layout.first_not_finite(flat) {
+        None => Ok(()),
+        Some((name, index)) => Err(Error::bad(path, format!("number {index} of tensor {name} is not finite"))),
+    }
 }
 
 /// Writes named fp32 or int64 tensors as they are, without metadata, whose order would be random. The bytes are those of
@@ -105,7 +117,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 /// Reads parameters; strict both ways: every name of the layout must be there, with its shape, and nothing else.
 ///
 /// # Errors
-/// [`Error::Bad`] naming the first tensor that is missing, unexpected or of another shape.
+/// [`Error::Bad`] naming the first tensor that is missing, unexpected, of another shape or not finite.
 pub fn load(path: &Path, model: &ModelConfig, input: &Input, device: Device) -> Result<Params> {
     let mut tensors = read(path)?;
     let layout = Layout::new(model, input);
@@ -126,6 +138,7 @@ pub fn load(path: &Path, model: &ModelConfig, input: &Input, device: Device) -> 
     if let Some(name) = tensors.keys().next() {
         return Err(Error::bad(path, format!("tensor {name} is unexpected")));
     }
+    all_finite(path, &layout, &flat)?;
     Ok(Params { layout, flat })
 }
 
@@ -192,6 +205,13 @@ mod tests {
         assert!(message().contains("final_layer.linear.bias is (Float, [1]), expected (Float, [4])"));
         rewrite(&|t| drop(t.insert(POSITIONS.into(), Tensor::zeros([1, 4, 8], (Kind::Float, Device::Cpu)))));
         assert!(message().contains("pos_embed is not"));
+        rewrite(&|t| drop(t.get_mut("blocks.0.mlp.fc2.bias").unwrap().get(5).fill_(f64::NAN)));
+        assert!(message().ends_with("number 5 of tensor blocks.0.mlp.fc2.bias is not finite"), "{}", message());
+        let params = Params::init(&MODEL, &INPUT, 5, Device::Cpu);
+        let bias = params.layout.specs.iter().find(|spec| spec.name == "final_layer.linear.bias").unwrap();
+        let _ = params.flat.get(bias.offset + 3).fill_(f64::INFINITY);
+        let error = save(&path, &MODEL, &INPUT, &params.layout, &params.flat).unwrap_err().to_string();
+        assert!(error.ends_with("number 3 of tensor final_layer.linear.bias is not finite"), "{error}");
         fs::write(&path, b"not it").unwrap();
         assert!(message().contains("not a safetensors file"));
     }
