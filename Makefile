@@ -111,6 +111,8 @@ test: check
 check: deps
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check bans licenses sources; \
+	else echo "cargo deny: skipped, not installed; unit checks licences and sources"; fi
 
 unit: deps
 	cargo test --release --workspace

@@ -2,10 +2,11 @@
 
 use crate::{
     Options, Size,
-    bench::{Bench, Place, RUN, Stage, list, name, text},
+    bench::{Bench, RUN, Stage, text},
     cases::{self, Random},
     damage::{Damage, Done},
     kill,
+    place::{Place, list, name},
     shim::{Calls, Fault},
 };
 use anyhow::{Context, Result, ensure};

@@ -3,10 +3,11 @@
 
 use crate::{
     Options,
-    bench::{Bench, Place, RUN, text, through},
+    bench::{Bench, RUN, text, through},
     cases::{self, Random},
     kill::{self, Call},
     mount::Tmpfs,
+    place::Place,
     shim::{Calls, EACCES, EIO, ENOMEM, ENOSPC, Fault},
 };
 use anyhow::{Context, Result, bail, ensure};

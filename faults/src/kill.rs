@@ -2,8 +2,9 @@
 
 use crate::{
     Options,
-    bench::{Bench, Place, RUN, list, name, text},
+    bench::{Bench, RUN, text},
     cases::{self, Random},
+    place::{Place, list, name},
     shim::{Calls, Fault},
 };
 use anyhow::{Context, Result, bail, ensure};

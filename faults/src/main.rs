@@ -8,6 +8,7 @@ mod disk;
 mod kill;
 mod memory;
 mod mount;
+mod place;
 mod race;
 mod shim;
 mod threads;

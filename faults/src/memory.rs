@@ -2,8 +2,9 @@
 
 use crate::{
     Options,
-    bench::{self, Bench, Place, text, through},
+    bench::{self, Bench, text, through},
     cases::{self, Random},
+    place::Place,
 };
 use anyhow::{Context, Result, bail, ensure};
 use lcf_store::Artifact;

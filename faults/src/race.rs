@@ -2,9 +2,10 @@
 
 use crate::{
     Options,
-    bench::{Bench, OTHER, Place, RUN},
+    bench::{Bench, OTHER, RUN},
     cases::{self, Random},
     kill::signal,
+    place::Place,
 };
 use anyhow::{Context, Result, bail, ensure};
 use lcf_store::Artifact;

@@ -2,8 +2,9 @@
 
 use crate::{
     Options,
-    bench::{Bench, Place, RUN, text},
+    bench::{Bench, RUN, text},
     cases,
+    place::Place,
 };
 use anyhow::{Result, ensure};
 use lcf_store::Artifact;
