@@ -82,9 +82,10 @@ pub fn run<C: Sync>(
 
 /// All cases, the one that was asked for, or a sample spread over them that moves with the seed.
 fn choose(options: &Options, suite: &str, cases: usize, sample: usize) -> Vec<usize> {
+    let sample = options.cases.unwrap_or(if options.size == Size::Full { cases } else { sample });
     match options.case {
         Some(case) => (0..cases).filter(|&own| own == case).collect(),
-        None if options.size == Size::Full || sample >= cases => (0..cases).collect(),
+        None if sample >= cases => (0..cases).collect(),
         None => {
             let mut random = Random::new(options, suite, cases);
             (0..sample).map(|i| (i * cases + random.below(cases)) / sample).collect()
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     fn options(size: Size, seed: u64) -> Options {
-        Options { size, seed, case: None, jobs: 2, programs: None, keep: false }
+        Options { size, seed, cases: None, case: None, jobs: 2, programs: None, keep: false }
     }
 
     #[test]
@@ -107,6 +108,8 @@ mod tests {
         assert_ne!(chosen, choose(&options(Size::Ci, 1), "x", 100, 10));
         assert_eq!(choose(&options(Size::Full, 0), "x", 3, 1), [0, 1, 2]);
         assert_eq!(choose(&options(Size::Ci, 0), "x", 3, 10), [0, 1, 2]);
+        let few = Options { cases: Some(2), ..options(Size::Full, 0) };
+        assert_eq!(choose(&few, "x", 100, 10).len(), 2);
     }
 
     #[test]

@@ -65,6 +65,9 @@ pub struct Options {
     /// Everything random follows from it
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// How many cases of each suite, spread over all of them [default: by size]
+    #[arg(long, value_name = "N")]
+    pub cases: Option<usize>,
     /// Run this case alone
     #[arg(long, value_name = "N")]
     pub case: Option<usize>,
