@@ -11,6 +11,10 @@ CIFAR10 ?=
 TINY    ?=
 RAW     ?=
 SCALE   ?=
+SUITE   ?=
+SIZE    ?= ci
+SEED    ?= 0
+CASE    ?=
 ifndef CUDA
 CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
 endif
@@ -26,7 +30,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build all show smoke cifar10 test check unit python-test gc clean distclean
+.PHONY: help deps build all show smoke cifar10 test check unit faults python-test gc clean distclean
 
 include pipelines/stages.mk
 
@@ -35,7 +39,7 @@ make TARGET [VARIABLE=VALUE]...
 
   smoke      build everything, run the whole pipeline on the CPU from images it makes itself, print the results
   cifar10    both trainings of the paper on CIFAR-10 and all that follows (needs a CUDA device; see SCALE)
-  test       every check: format, clippy, unit and golden tests, smoke and its assertions
+  test       every check: format, clippy, unit and golden tests, smoke and its assertions, a sample of the faults
 
   prepare train extract probe sample fid
              one stage of the run P, after those that it needs
@@ -48,6 +52,7 @@ make TARGET [VARIABLE=VALUE]...
   build      compile everything into target/release
   check      format and clippy
   unit       unit, golden and integration tests
+  faults     break the pipeline on purpose: kills, faults of the disk, damaged files, races (docs/faults.md)
   python-test  whether PyTorch loads the model of the run P and, exported, draws its samples; skipped where Python
              cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
@@ -65,6 +70,8 @@ make TARGET [VARIABLE=VALUE]...
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
   RAW=PATH       prepare any run from this path: --data of lcf-prepare [downloaded]
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
+  SIZE=full      faults: all cases, about an hour and a half, instead of a sample
+  SUITE=NAMES    faults: only these; SEED=N: another sample; CASE=N: one case of one of them
   CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
   LIBTORCH=DIR   use this libtorch 2.11.0 and install none
   DATA=DIR       where artifacts and runs are kept; no spaces in it [data]
@@ -108,14 +115,21 @@ test: check
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory smoke
 	pipelines/smoke-test.sh
+	@$(MAKE) --no-print-directory faults
 	@$(MAKE) --no-print-directory python-test P=smoke DEVICE=cpu
 
 check: deps
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check bans licenses sources; \
+	else echo "cargo deny: skipped, not installed; unit checks licences and sources"; fi
 
 unit: deps
 	cargo test --release --workspace
+
+faults: build
+	cargo build --release --workspace --bin lcf-faults
+	$(TARGET)/release/lcf-faults $(SUITE) --size $(SIZE) --seed $(SEED)$(CASE:%= --case %)
 
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
 python-test: $(RUN)/train.stamp $(RUN)/sample.stamp

@@ -33,7 +33,7 @@ FORCED := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,FORCE)
 # Cargo knows what to compile; a program that stays as it is leaves its stages alone.
 $(BINS) &: $(FORCED)
 	@pipelines/deps.sh $(CUDA)
-	cargo build --release --workspace
+	cargo build --release --workspace --exclude lcf-faults
 
 $(RUN):
 	@mkdir -p $@

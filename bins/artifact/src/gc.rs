@@ -1,10 +1,13 @@
 //! `lcf-artifact gc`: what no run needs is removed, one key at a time and under that key's lock.
 
 use crate::{
-    store::{Store, entries, is_key, links, name},
+    store::{Store, entries, links, name},
     text,
 };
-use lcf_store::{Error, Result, artifact::MANIFEST};
+use lcf_store::{
+    Error, Result,
+    artifact::{MANIFEST, is_key},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, TryLockError},

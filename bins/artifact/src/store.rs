@@ -1,7 +1,9 @@
 //! Reading a store (`STORE/STAGE/KEY12`) and the links of runs into it (`RUNS/RUN/STAGE`).
 
-use crate::text::SHORT;
-use lcf_store::{Artifact, Error, Result, artifact::MANIFEST};
+use lcf_store::{
+    Artifact, Error, Result,
+    artifact::{MANIFEST, is_key},
+};
 use std::{
     collections::BTreeSet,
     fs,
@@ -63,7 +65,8 @@ pub fn links(runs: &Path) -> Result<Vec<Link>> {
 }
 
 fn collect(runs: &Path, dir: &Path, found: &mut Vec<Link>) -> Result<()> {
-    for path in entries(dir)? {
+    // A hidden one is half made: see `StageArgs::link`.
+    for path in entries(dir)?.into_iter().filter(|path| !name(path).starts_with('.')) {
         if path.is_symlink() {
             let run = dir.strip_prefix(runs).unwrap_or(dir).display().to_string();
             found.push(Link { run, target: fs::canonicalize(&path).ok() });
@@ -125,22 +128,9 @@ pub fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Whether `name` is the first 12 digits of a key.
-pub fn is_key(name: &str) -> bool {
-    name.len() == SHORT && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_twelve_lowercase_digits() {
-        assert!(is_key("0123456789ab"));
-        for name in ["0123456789AB", "0123456789a", ".work-012345", "0123456789abc"] {
-            assert!(!is_key(name), "{name}");
-        }
-    }
 
     #[test]
     fn nothing_is_empty() {

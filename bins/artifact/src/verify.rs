@@ -1,9 +1,9 @@
 //! `lcf-artifact verify`: unlike opening an artifact, which stops at the first wrong file, this names them all.
 
 use crate::text;
-use lcf_store::{Artifact, Error, Result, artifact::Output, digest};
+use lcf_store::{Artifact, Error, Result};
 use rayon::prelude::*;
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 /// What was checked.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ pub fn verify(paths: &[PathBuf]) -> Report {
             Err(error) => report.bad.push(error),
             Ok(artifact) => {
                 let outputs = &artifact.manifest().outputs;
-                let checks: Vec<Result<u64>> = outputs.par_iter().map(|output| check(&artifact, output)).collect();
+                let checks: Vec<Result<u64>> = outputs.par_iter().map(|output| artifact.verify_file(output)).collect();
                 report.files += checks.len();
                 for check in checks {
                     match check {
@@ -47,24 +47,6 @@ pub fn verify(paths: &[PathBuf]) -> Report {
         }
     }
     report
-}
-
-/// One file against its line of the manifest.
-fn check(artifact: &Artifact, output: &Output) -> Result<u64> {
-    let path = text::short(&artifact.dir().join(&output.path));
-    let bad = |message: String| {
-        let dir = text::short(artifact.dir());
-        Error::bad(&path, message).with_hint(format!("rm -r {} and run make again to rebuild it", dir.display()))
-    };
-    let bytes = fs::metadata(&path).map_err(|_| bad("missing".into()))?.len();
-    if bytes != output.bytes {
-        return Err(bad(format!("found {bytes} bytes, expected {}", output.bytes)));
-    }
-    let (_, sha256) = digest::of_file(&path)?;
-    if sha256 != output.sha256 {
-        return Err(bad(format!("found sha256 {sha256}, expected {}", output.sha256)));
-    }
-    Ok(bytes)
 }
 
 fn plural(n: usize, noun: &str) -> String {

@@ -18,8 +18,12 @@ pub fn read(path: &Path) -> Result<(Vec<u8>, Vec<usize>)> {
     let mut zip = ZipArchive::new(file).map_err(|error| bad(format!("not a .npz file: {error}")))?;
     let name = pick(&zip).map_err(bad)?;
     let unreadable = |error: &dyn std::fmt::Display| bad(format!("{name}: cannot be unpacked: {error}"));
+    let member = zip.by_name(&name).map_err(|e| unreadable(&e))?;
+    // A member says how large it is; one that unpacks to more is not read on.
+    let size = member.size();
     let mut bytes = Vec::new();
-    zip.by_name(&name).map_err(|e| unreadable(&e))?.read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
+    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX)).map_err(|e| unreadable(&e))?;
+    member.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| unreadable(&e))?;
     let header = npy::parse(&bytes).map_err(|message| bad(format!("{name}: {message}")))?;
     if header.descr != u8::DESCR {
         return Err(bad(format!("{name}: found numbers of type {}, expected {} (uint8)", header.descr, u8::DESCR)));

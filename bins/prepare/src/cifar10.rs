@@ -23,6 +23,8 @@ pub const RECORD: usize = 1 + SHAPE[0] * SHAPE[1] * SHAPE[2];
 
 const SHAPE: [usize; 3] = [3, 32, 32];
 const CLASSES: usize = 10;
+/// Most bytes that an archive is unpacked to; the official one holds 184 MB.
+const MAX_UNPACKED: u64 = 1 << 30;
 /// The directory in the official archive.
 const INNER: &str = "cifar-10-batches-bin";
 const NAMES: &str = "batches.meta.txt";
@@ -96,10 +98,12 @@ fn read_folder(root: &Path, most: usize) -> Result<Files> {
 
 fn read_archive(path: &Path, most: usize) -> Result<Files> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let mut archive = tar::Archive::new(MultiGzDecoder::new(io::BufReader::with_capacity(1 << 20, file)));
+    let unpacked = MultiGzDecoder::new(io::BufReader::with_capacity(1 << 20, file)).take(MAX_UNPACKED);
+    let mut archive = tar::Archive::new(unpacked);
     let mut files = Files::new();
     let result = (|| {
-        for entry in archive.entries()? {
+        // Raw: a long name is a member of its own, whose size is anything; the official names are short.
+        for entry in archive.entries()?.raw(true) {
             let mut entry = entry?;
             let Some(name) = official_name(&entry.path()?) else { continue };
             let size = entry.size();
@@ -109,10 +113,15 @@ fn read_archive(path: &Path, most: usize) -> Result<Files> {
             }
         }
         // The checksum comes last.
-        io::copy(&mut archive.into_inner(), &mut io::sink())
+        let mut rest = archive.into_inner();
+        io::copy(&mut rest, &mut io::sink())?;
+        match rest.limit() {
+            0 => Err(io::Error::other(format!("it unpacks to more than {} MiB", MAX_UNPACKED >> 20))),
+            _ => Ok(()),
+        }
     })();
     match result {
-        Ok(_) => Ok(files),
+        Ok(()) => Ok(files),
         Err(error) => {
             let whole = format!("{} of {} files are whole", files.len(), FILES.len());
             Err(Error::bad(path, format!("not a complete tar.gz ({error}; {whole})")).with_hint(HINT))

@@ -107,6 +107,10 @@ impl<'a> Sink<'a> {
         let mut writer = Writer::<u8>::create(&self.work.path(name), &[images.len(), channels, height, width])?;
         let mut buffer = Vec::new();
         for chunk in images.chunks((CHUNK_BYTES / bytes).max(1)) {
+            buffer.try_reserve_exact((chunk.len() * bytes).saturating_sub(buffer.len())).map_err(|_| {
+                let message = format!("out of memory: cannot hold {} bytes of pixels", chunk.len() * bytes);
+                Error::bad(self.work.path(name), message).with_hint("free memory, or raise its limit (ulimit -v)")
+            })?;
             buffer.resize(chunk.len() * bytes, 0);
             let decode = |(out, &index): (&mut [u8], &usize)| {
                 pixels(index, out)?;

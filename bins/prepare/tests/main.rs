@@ -2,4 +2,5 @@
 
 mod cifar10;
 mod folders;
+mod odd;
 mod support;

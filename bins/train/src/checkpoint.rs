@@ -1,7 +1,8 @@
 //! Checkpoints: everything that training changes, in the stage's own work directory, where a restart finds it.
 //!
-//! `.checkpoint.json` names a file, its size and its hash, and is replaced in one rename after the file is on disk: a
-//! crash at any moment leaves the old checkpoint or the new one.
+//! `.checkpoint.json` names a file and the snapshots made so far, with sizes and hashes, and is replaced in one rename
+//! after they are on disk: a crash at any moment leaves the old checkpoint or the new one. Its own hash is in it, and so is
+//! the directory it belongs to.
 
 use crate::step::Trainer;
 use lcf_model::weights;
@@ -29,29 +30,113 @@ pub struct Progress {
     pub last_epoch_flow: Option<f64>,
 }
 
+/// `.checkpoint.json`.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    /// Of `pointer` as JSON without spaces.
+    sha256: String,
+    pointer: Pointer,
+}
+
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Pointer {
+    /// The work directory, whose name holds the key.
+    work: String,
+    tensors: Stored,
+    /// Weights of earlier epochs, which nobody writes again.
+    snapshots: Vec<Stored>,
+    progress: Progress,
+    updates: u64,
+}
+
+/// A file in the work directory.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
     file: String,
     bytes: u64,
     sha256: String,
-    progress: Progress,
-    updates: u64,
+}
+
+impl Stored {
+    /// Makes the file survive a power cut, and hashes it.
+    fn sync(dir: &Path, file: String) -> Result<Self> {
+        let path = dir.join(&file);
+        File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io(&path, "sync"))?;
+        let (bytes, sha256) = digest::of_file(&path)?;
+        Ok(Self { file, bytes, sha256 })
+    }
+
+    fn verify(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(&self.file);
+        let (bytes, sha256) = digest::of_file(&path)?;
+        if (bytes, &sha256) == (self.bytes, &self.sha256) {
+            return Ok(());
+        }
+        let message = format!("found {bytes} bytes with sha256 {sha256}, expected {} with {}", self.bytes, self.sha256);
+        Err(Error::bad(path, message))
+    }
+}
+
+impl Sealed {
+    fn of(pointer: Pointer) -> Self {
+        Self { sha256: hash(&pointer), pointer }
+    }
+
+    /// The pointer in `text`, which lies in the work directory `work`.
+    fn open(text: &[u8], work: &str) -> Result<Pointer, String> {
+        let Self { sha256, pointer } = serde_json::from_slice(text).map_err(|e| format!("not a checkpoint: {e}"))?;
+        match hash(&pointer) {
+            found if found != sha256 => Err(format!("found sha256 {found} of its content, expected {sha256}")),
+            _ if pointer.work != work => Err(format!("found the checkpoint of {}, expected {work}", pointer.work)),
+            _ => Ok(pointer),
+        }
+    }
+}
+
+fn hash(pointer: &Pointer) -> String {
+    digest::of_bytes(&serde_json::to_vec(pointer).expect("plain data serialises"))
+}
+
+fn work_name(dir: &Path) -> String {
+    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Writes a checkpoint to `dir` and then removes the one before.
 ///
 /// # Errors
-/// [`Error::Io`]; the one before is intact then.
+/// [`Error::Bad`] when a number in it is not finite, which no later step mends; [`Error::Io`]. The one before is intact
+/// then.
 pub fn save(dir: &Path, trainer: &Trainer, progress: Progress) -> Result<()> {
     let file = format!(".checkpoint-{}.safetensors", progress.step);
-    let path = dir.join(&file);
-    weights::write(&path, tensors(trainer).into_iter())?;
-    File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io(&path, "sync"))?;
-    let (bytes, sha256) = digest::of_file(&path)?;
-    let pointer = Pointer { file, bytes, sha256, progress, updates: trainer.optim.updates };
-    stage::write_atomic(&dir.join(POINTER), &stage::pretty(&pointer))?;
-    remove_others(dir, &pointer.file)
+    for (name, tensor) in tensors(trainer) {
+        weights::all_finite(&dir.join(name), &trainer.params.layout, &tensor).map_err(|error| {
+            error.with_hint("lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept")
+        })?;
+    }
+    weights::write(&dir.join(&file), tensors(trainer).into_iter())?;
+    let tensors = Stored::sync(dir, file)?;
+    let snapshots = snapshots(dir)?.into_iter().map(|file| Stored::sync(dir, file)).collect::<Result<_>>()?;
+    let updates = trainer.optim.updates;
+    let sealed = Sealed::of(Pointer { work: work_name(dir), tensors, snapshots, progress, updates });
+    stage::write_atomic(&dir.join(POINTER), &stage::pretty(&sealed))?;
+    remove_others(dir, &sealed.pointer.tensors.file)
+}
+
+/// Snapshots in the work directory, sorted.
+fn snapshots(dir: &Path) -> Result<Vec<String>> {
+    let weights = dir.join("weights");
+    let entries = match fs::read_dir(&weights) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io(&weights, "list"))?,
+    };
+    let names: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+    let names = names.map_err(Error::io(&weights, "list"))?;
+    let mut files: Vec<String> = names.iter().map(|name| format!("weights/{}", name.to_string_lossy())).collect();
+    files.sort();
+    Ok(files)
 }
 
 /// Restores the checkpoint in `dir`, if there is one.
@@ -65,15 +150,10 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<Option<Progress>> {
         text => text.map_err(Error::io(&path, "read"))?,
     };
     let start_over = |error: Error| error.with_hint(format!("rm -r {} to start this training over", dir.display()));
-    let pointer: Pointer =
-        serde_json::from_slice(&text).map_err(|e| start_over(Error::bad(&path, format!("not a checkpoint: {e}"))))?;
-    let path = dir.join(&pointer.file);
-    let (bytes, sha256) = digest::of_file(&path).map_err(start_over)?;
-    if (bytes, &sha256) != (pointer.bytes, &pointer.sha256) {
-        let message =
-            format!("found {bytes} bytes with sha256 {sha256}, expected {} with {}", pointer.bytes, pointer.sha256);
-        return Err(start_over(Error::bad(path, message)));
-    }
+    let pointer = Sealed::open(&text, &work_name(dir)).map_err(|message| start_over(Error::bad(&path, message)))?;
+    let mut files = pointer.snapshots.iter().chain([&pointer.tensors]);
+    files.try_for_each(|stored| stored.verify(dir)).map_err(start_over)?;
+    let path = dir.join(&pointer.tensors.file);
     let stored = weights::read(&path)?;
     for (name, mut tensor) in tensors(trainer) {
         match stored.get(name) {
@@ -162,14 +242,55 @@ mod tests {
     #[test]
     fn damage_is_refused_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("weights")).unwrap();
+        fs::write(dir.path().join("weights/epoch-1.safetensors"), "x").unwrap();
         save(dir.path(), &trainer(), progress(1)).unwrap();
-        let path = dir.path().join(".checkpoint-1.safetensors");
-        let mut bytes = fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        let error = restore(dir.path(), &mut trainer()).unwrap_err();
-        assert!(error.to_string().contains("sha256") && error.hint().unwrap().contains("start this training over"));
-        fs::write(dir.path().join(POINTER), "{").unwrap();
-        assert!(restore(dir.path(), &mut trainer()).unwrap_err().to_string().contains("not a checkpoint"));
+        let refused = |expected: &str| {
+            let error = restore(dir.path(), &mut trainer()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error} lacks {expected}");
+            assert!(error.hint().unwrap().contains("start this training over"));
+        };
+        for name in [".checkpoint-1.safetensors", "weights/epoch-1.safetensors"] {
+            let path = dir.path().join(name);
+            let good = fs::read(&path).unwrap();
+            let mut bytes = good.clone();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            refused("with sha256");
+            fs::write(&path, &good).unwrap();
+        }
+        let pointer = dir.path().join(POINTER);
+        let good = fs::read_to_string(&pointer).unwrap();
+        fs::write(&pointer, good.replace("\"updates\": 0", "\"updates\": 1")).unwrap();
+        refused(".checkpoint.json: found sha256");
+        fs::write(&pointer, &good[..9]).unwrap();
+        refused("not a checkpoint");
+        fs::remove_file(dir.path().join("weights/epoch-1.safetensors")).unwrap();
+        fs::write(&pointer, &good).unwrap();
+        assert!(restore(dir.path(), &mut trainer()).unwrap_err().to_string().contains("epoch-1.safetensors"));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_do_not_replace_a_good_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = trainer();
+        save(dir.path(), &good, progress(1)).unwrap();
+        let bad = trainer();
+        let _ = bad.optim.second.get(0).fill_(f64::NAN);
+        let error = save(dir.path(), &bad, progress(2)).unwrap_err();
+        assert!(error.to_string().contains("second_moment: number 0 of tensor x_embedder"), "{error}");
+        assert!(error.hint().unwrap().contains("last good checkpoint"));
+        assert_eq!(restore(dir.path(), &mut trainer()).unwrap(), Some(progress(1)));
+    }
+
+    #[test]
+    fn the_checkpoint_of_another_training_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join(".work-1"), dir.path().join(".work-2"));
+        fs::create_dir(&one).unwrap();
+        save(&one, &trainer(), progress(1)).unwrap();
+        fs::rename(&one, &two).unwrap();
+        let error = restore(&two, &mut trainer()).unwrap_err().to_string();
+        assert!(error.ends_with("found the checkpoint of .work-1, expected .work-2"), "{error}");
     }
 }

@@ -94,9 +94,13 @@ pub fn append(path: &Path, row: &str) -> Result<()> {
 /// Drops rows of steps after `step`, and a line cut short: they will be made again.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be rewritten.
+/// [`Error::Io`] when the file cannot be read or rewritten.
 pub fn rewind(path: &Path, step: u64) -> Result<()> {
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes.map_err(Error::io(path, "read"))?,
+    };
+    let text = String::from_utf8_lossy(&bytes);
     let kept = text.split_inclusive('\n').enumerate().filter(|(line, row)| {
         let of = row.split(',').next().and_then(|cell| cell.parse::<u64>().ok());
         row.ends_with('\n') && (*line == 0 || of.is_some_and(|of| of <= step))
@@ -146,5 +150,6 @@ mod tests {
         rewind(&path, 15).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n10,a\n", header()));
         rewind(&dir.path().join("none"), 1).unwrap();
+        assert!(matches!(rewind(dir.path(), 1), Err(Error::Io { action: "read", .. })), "a directory is no file");
     }
 }

@@ -188,9 +188,7 @@ impl Run<'_> {
             if stopping {
                 self.ranks.leave()?;
                 let message = format!("stopped by a signal after step {}; checkpoint written", self.progress.step);
-                return Err(Error::bad(self.work.dir(), message)
-                    .with_hint("run the same command again to go on")
-                    .into());
+                return Err(Error::Stopped { path: self.work.dir().to_owned(), message }.into());
             }
         }
         Ok(())

@@ -9,10 +9,14 @@ pub struct DeviceArgs {
     /// Where to compute: cpu, cuda, cuda:N, or auto for the first CUDA device there is, else the CPU
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Threads of the CPU's computations, whatever OMP_NUM_THREADS says: another number rounds matrix products otherwise
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: u16,
 }
 
 impl DeviceArgs {
-    /// The device asked for, ready to use. TF32 is off: fp32 means fp32.
+    /// The device asked for, ready to use. TF32 is off: fp32 means fp32. MKL splits a matrix product, and with it the sums
+    /// in it, by its number of threads, so that number is fixed: a config has one result on any number of cores.
     ///
     /// # Errors
     /// [`Error::Usage`] for a name that is none of the four forms or a CUDA device that is not there.
@@ -28,6 +32,7 @@ impl DeviceArgs {
     pub fn open_for(&self, local: usize) -> Result<Device> {
         let opened = lcf_native::open_cuda();
         lcf_native::set_tf32(false);
+        tch::set_num_threads(self.threads.into());
         let count = if opened.is_ok() && Cuda::is_available() { Cuda::device_count() } else { 0 };
         let index = match self.device.as_str() {
             "auto" if count == 0 => {
@@ -89,7 +94,7 @@ mod tests {
     use super::*;
 
     fn open(device: &str) -> Result<Device> {
-        DeviceArgs { device: device.to_owned() }.open()
+        DeviceArgs { device: device.to_owned(), threads: 2 }.open()
     }
 
     #[test]

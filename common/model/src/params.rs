@@ -57,6 +57,17 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The first number of `flat` that is not finite: the name of the parameter it belongs to, and its index there.
+    pub fn first_not_finite(&self, flat: &Tensor) -> Option<(&str, i64)> {
+        let good = flat.isfinite();
+        if good.all().int64_value(&[]) != 0 {
+            return None;
+        }
+        let index = good.logical_not().nonzero().int64_value(&[0, 0]);
+        let spec = self.specs.iter().rev().find(|spec| spec.offset <= index)?;
+        Some((&spec.name, index - spec.offset))
+    }
+
     /// The parameters of `model` on images of shape `input`.
     pub fn new(model: &ModelConfig, input: &Input) -> Self {
         let mut layout = Self { specs: Vec::new(), len: 0 };

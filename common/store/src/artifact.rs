@@ -134,6 +134,10 @@ impl Artifact {
         if content_digest(&manifest.outputs) != manifest.digest {
             return Err(rebuild(&dir, &file, "its digest is not that of its outputs".into()));
         }
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        if is_key(&name) && !manifest.key.starts_with(&*name) {
+            return Err(rebuild(&dir, &file, format!("found key {}, expected that of its directory", manifest.key)));
+        }
         if let Some(bad) = manifest.outputs.iter().find(|output| !is_plain(&output.path)) {
             return Err(rebuild(&dir, &file, format!("output {:?} points outside the artifact", bad.path)));
         }
@@ -149,9 +153,17 @@ impl Artifact {
         checks.into_iter().sum()
     }
 
-    fn verify_file(&self, output: &Output) -> Result<u64> {
+    /// Verifies one file against its line of the manifest. Returns its size.
+    ///
+    /// # Errors
+    /// [`Error::Bad`] when it is missing or differs.
+    pub fn verify_file(&self, output: &Output) -> Result<u64> {
         let path = self.dir.join(&output.path);
-        let bytes = fs::metadata(&path).map_err(|_| rebuild(&self.dir, &path, "missing".into()))?.len();
+        let meta = fs::metadata(&path).map_err(|_| rebuild(&self.dir, &path, "missing".into()))?;
+        if !meta.is_file() {
+            return Err(rebuild(&self.dir, &path, "found something else than a file".into()));
+        }
+        let bytes = meta.len();
         if bytes != output.bytes {
             return Err(rebuild(&self.dir, &path, format!("found {bytes} bytes, expected {}", output.bytes)));
         }
@@ -218,6 +230,32 @@ fn rebuild(dir: &Path, file: &Path, message: String) -> Error {
     Error::bad(file, message).with_hint(format!("rm -r {} and run make again to rebuild it", dir.display()))
 }
 
+/// Whether `name` is the first 12 digits of a key, as artifacts are called in a store; a copy elsewhere may have any name.
+pub fn is_key(name: &str) -> bool {
+    name.len() == 12 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 fn is_plain(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_twelve_lowercase_digits() {
+        assert!(is_key("0123456789ab"));
+        for name in ["0123456789AB", "0123456789a", ".work-012345", "0123456789abc"] {
+            assert!(!is_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn outputs_stay_inside() {
+        assert!(is_plain("a") && is_plain("weights/a.b"));
+        for path in ["", "/etc/passwd", "..", "a/../../b", "./a"] {
+            assert!(!is_plain(path), "{path}");
+        }
+    }
 }

@@ -10,6 +10,9 @@ use std::{
     process::ExitCode,
 };
 
+/// What a shell calls the end of a program by SIGPIPE.
+const BROKEN_PIPE: u8 = 128 + 13;
+
 /// Flags of every stage.
 #[derive(Args, Clone, Debug, Default)]
 pub struct StageArgs {
@@ -52,9 +55,27 @@ impl StageArgs {
         }
         let parent = fs::canonicalize(parent).map_err(Error::io(parent, "open"))?;
         let name = link.file_name().ok_or_else(|| Error::usage(format!("--link {}: no name", link.display())))?;
-        let part = parent.join(format!(".{}-{}", name.to_string_lossy(), std::process::id()));
-        symlink(relative(&parent, artifact.dir()), &part).map_err(Error::io(&part, "link"))?;
+        let target = relative(&parent, artifact.dir());
+        let prefix = format!(".{}-", name.to_string_lossy());
+        remove_stale(&parent, &prefix);
+        // What is right is left alone, which also works where nothing can be written.
+        if fs::read_link(link).is_ok_and(|old| old == target) {
+            return Ok(());
+        }
+        let part = parent.join(format!("{prefix}{}", std::process::id()));
+        symlink(target, &part).map_err(Error::io(&part, "link"))?;
         fs::rename(&part, parent.join(name)).map_err(Error::io(link, "link"))
+    }
+}
+
+/// Removes half-made links, whose names end in the number of the process that made them, of processes that are gone.
+fn remove_stale(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        if process.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -66,9 +87,9 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
 }
 
 /// Runs a program: parses `A`, calls `run`, prints an error as `NAME: error: ...`, its causes and a hint, and returns
-/// 0 when done, 1 when it failed, 2 for wrong usage or configuration. A panic is reported the same way.
+/// 0 when done, 1 when it failed, 2 for wrong usage or configuration, 75 when a signal ended it and the same command
+/// goes on. A panic is reported the same way.
 pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    restore_sigpipe();
     let args = A::parse();
     panic::set_hook(Box::new(|_| {}));
     let result = panic::catch_unwind(AssertUnwindSafe(|| run(args)));
@@ -83,10 +104,11 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
         Err(payload) => {
             let text = payload.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown panic");
-            eprintln!("{name}: error: {}", first_line(text));
-            if text.contains("out of memory") {
-                eprintln!("hint: lower the batch size, or free the device's memory");
+            if text.starts_with("failed printing to") && text.contains("Broken pipe") {
+                // `lcf-artifact list | head` ends as quietly as any other program whose reader has seen enough.
+                return ExitCode::from(BROKEN_PIPE);
             }
+            eprint!("{name}: error: {}", panicked(text));
             ExitCode::from(1)
         }
     }
@@ -104,18 +126,20 @@ fn report(name: &str, error: &anyhow::Error) -> String {
     text
 }
 
+/// A panic as people read it. Most are libtorch's errors, debug-printed by `unwrap`; running out of memory or of threads
+/// is the one that users can do something about.
+fn panicked(text: &str) -> String {
+    let text = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(text);
+    let line = first_line(text).split("\\n").next().unwrap_or(text);
+    let tried = line.split_once("you tried to allocate ").and_then(|(_, rest)| rest.split_once(" bytes"));
+    let line = tried.map_or(line.to_owned(), |(bytes, _)| format!("out of memory: cannot allocate {bytes} bytes"));
+    let starved = ["out of memory", "allocate memory", "temporarily unavailable"].iter().any(|why| line.contains(why));
+    line + if starved { "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n" } else { "\n" }
+}
+
 /// libtorch appends its C++ stack to its messages; the first line says what happened.
 fn first_line(text: &str) -> &str {
     text.lines().find(|line| !line.trim().is_empty()).unwrap_or(text)
-}
-
-/// `lcf-artifact list | head` must end quietly: Rust starts with SIGPIPE ignored, which turns it into a panic.
-#[allow(unsafe_code)]
-fn restore_sigpipe() {
-    // SAFETY: called first thing in main, before any thread exists; SIG_DFL is a valid disposition.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
 }
 
 /// Prints one JSON object to stdout.
@@ -137,6 +161,34 @@ mod tests {
     fn relative_paths_climb_to_the_common_ancestor() {
         assert_eq!(relative(Path::new("/a/runs/x"), Path::new("/a/store/t/k")), Path::new("../../store/t/k"));
         assert_eq!(relative(Path::new("/a"), Path::new("/a/b")), Path::new("b"));
+    }
+
+    #[test]
+    fn links_that_a_crash_left_half_made_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has this number: it is beyond the largest.
+        for name in [".train-4194305", ".train-1", ".train-x", ".probe-4194305"] {
+            symlink("nowhere", dir.path().join(name)).unwrap();
+        }
+        remove_stale(dir.path(), ".train-");
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".probe-4194305", ".train-1", ".train-x"]);
+    }
+
+    #[test]
+    fn panics_of_libtorch_are_one_line() {
+        let torch = r#"called `Result::unwrap()` on an `Err` value: Torch("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 49152000 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::")"#;
+        let text = panicked(torch);
+        assert!(
+            text.starts_with("out of memory: cannot allocate 49152000 bytes\nhint: lower the batch size"),
+            "{text}"
+        );
+        assert_eq!(
+            panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")"),
+            "Torch(\"shape\n"
+        );
+        assert_eq!(panicked("plain\nmore"), "plain\n");
     }
 
     #[test]

@@ -26,6 +26,9 @@ const SECTIONS: [&str; 6] = ["prepare", "train", "extract", "probe", "sample", "
 /// How many files a chain of `base` may have.
 const MAX_DEPTH: usize = 8;
 
+/// How many names the path of a `--set` may have. Each is an object in another, and those are walked recursively.
+const MAX_NAMES: usize = 64;
+
 /// Reads the file at `path`, its bases and the `--set` overrides (`a.b=c`), and returns the section of `S`, validated.
 ///
 /// # Errors
@@ -88,7 +91,7 @@ fn set(root: &mut Value, text: &str) -> Result<()> {
     let usage = || Error::usage(format!("--set {text}: expected SECTION.NAME=VALUE, like train.epochs=20"));
     let (path, value) = text.split_once('=').ok_or_else(usage)?;
     let parts: Vec<&str> = path.split('.').collect();
-    if parts.len() < 2 || parts.iter().any(|part| part.is_empty()) {
+    if !(2..=MAX_NAMES).contains(&parts.len()) || parts.iter().any(|part| part.is_empty()) {
         return Err(usage());
     }
     // What is not JSON is a string, so that `--set train.objective=fm` needs no quotes.
@@ -156,7 +159,10 @@ mod tests {
         assert!(bad("{}").starts_with("train: section missing"));
         assert!(bad("[1]").starts_with("expected a JSON object"));
         assert!(bad(r#"{"base": "run.json"}"#).contains("more than 8 files"));
-        assert!(message(&[("run.json", GOOD)], &["batch=3"]).contains("expected SECTION.NAME=VALUE"));
+        let deep = format!("train.{}b=1", "a.".repeat(100_000));
+        for text in ["batch=3", "train.=3", &deep] {
+            assert!(message(&[("run.json", GOOD)], &[text]).contains("expected SECTION.NAME=VALUE"));
+        }
         assert!(message(&[("run.json", GOOD)], &["train.bacth=3"]).contains("unknown field `bacth`"));
     }
 }

@@ -106,7 +106,10 @@ impl Split {
             shards.push(shard);
         }
         let labels = Npy::<i64>::open(&artifact.file(&split.labels)?)?;
-        let images: usize = shards.iter().map(Npy::len).sum();
+        let images = shards.iter().try_fold(0usize, |sum, shard| sum.checked_add(shard.len())).unwrap_or(usize::MAX);
+        if split.count == 0 || image.contains(&0) {
+            return Err(Error::bad(labels.path(), format!("found {images} images of {image:?}, expected some")));
+        }
         if images != split.count || labels.shape() != [split.count] {
             let found = labels.len();
             let message = format!("found {images} images and {found} labels, expected {} of each", split.count);
@@ -204,6 +207,8 @@ mod tests {
         let message = |meta: &Meta, labels: &[i64]| open(meta, labels).unwrap_err().to_string();
         assert!(message(&meta(), &[0, 1]).contains("3 images and 2 labels, expected 3"));
         assert!(message(&meta(), &[0, 2, 0]).contains("label 2, expected 0..2"));
+        let none = Meta { train: SplitMeta { count: 0, shards: Vec::new(), ..meta().train }, ..meta() };
+        assert!(message(&none, &[]).contains("found 0 images of [1, 1, 2], expected some"));
         let wide = Meta { width: 3, ..meta() };
         assert!(message(&wide, &[0, 1, 0]).contains("found shape [2, 1, 1, 2]"));
     }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Exit code of [`Error::Stopped`]: `EX_TEMPFAIL` of `sysexits.h`, to be tried again.
+pub const STOPPED: u8 = 75;
+
 /// One failure. `Display` is a single lowercase line; the cause chain is in `source`, the way out in [`Error::hint`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -25,6 +28,14 @@ pub enum Error {
         message: String,
         /// The command that helps.
         hint: Option<String>,
+    },
+    /// A signal ended it and nothing is lost. Exit code [`STOPPED`], so that a batch system knows to start it again.
+    #[error("{}: {message}", path.display())]
+    Stopped {
+        /// Where it goes on from.
+        path: PathBuf,
+        /// How far it came.
+        message: String,
     },
     /// The operating system refused. Exit code 1.
     #[error("{}: cannot {action}", path.display())]
@@ -60,7 +71,7 @@ impl Error {
     pub fn with_hint(mut self, text: impl Into<String>) -> Self {
         match &mut self {
             Self::Usage { hint, .. } | Self::Bad { hint, .. } => *hint = Some(text.into()),
-            Self::Io { .. } => {}
+            Self::Stopped { .. } | Self::Io { .. } => {}
         }
         self
     }
@@ -69,15 +80,21 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Usage { hint, .. } | Self::Bad { hint, .. } => hint.clone(),
+            Self::Stopped { .. } => Some("run the same command again to go on".into()),
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC) => Some("free some disk space and run the same command again".into()),
+                Some(libc::ENOMEM) => Some("free memory, or raise its limit (ulimit -v)".into()),
                 _ => None,
             },
         }
     }
 
-    /// 2 for usage and configuration, 1 for everything else.
+    /// 2 for usage and configuration, [`STOPPED`] for what a signal ended, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Usage { .. }) { 2 } else { 1 }
+        match self {
+            Self::Usage { .. } => 2,
+            Self::Stopped { .. } => STOPPED,
+            Self::Bad { .. } | Self::Io { .. } => 1,
+        }
     }
 }

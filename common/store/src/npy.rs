@@ -113,9 +113,10 @@ impl<T: Element> Npy<T> {
         if descr != T::DESCR {
             return Err(Error::bad(path, format!("found numbers of type {descr}, expected {}", T::DESCR)));
         }
-        let expected = shape.iter().try_fold(size_of::<T>(), |size, &n| size.checked_mul(n));
+        // A dimension of 0 hides the others, but rows of them are counted too.
+        let fits = shape.iter().try_fold(size_of::<T>(), |size, &n| size.checked_mul(n.max(1))).is_some();
         let found = map.len() - offset;
-        if expected != Some(found) {
+        if !fits || shape.iter().product::<usize>() * size_of::<T>() != found {
             return Err(Error::bad(path, format!("found {found} bytes of numbers, not what shape {shape:?} holds")));
         }
         if offset % align_of::<T>() != 0 {
@@ -281,5 +282,6 @@ mod tests {
         assert!(edit("|u1", "<f4").contains("type <f4, expected |u1"));
         assert!(edit("(4,)", "(x,)").contains("shape (x,)"));
         assert!(message(&[header("|u1", &[usize::MAX, usize::MAX]), vec![0]].concat()).contains("not what shape"));
+        assert!(message(&header("|u1", &[0, usize::MAX, usize::MAX])).contains("not what shape"));
     }
 }
