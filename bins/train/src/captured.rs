@@ -4,11 +4,16 @@
 //! A graph has fixed sizes, but the number of samples with t < T_min differs from step to step. They come first in the
 //! batch, and the first K places are anchor slots: a slot without an anchor weighs nothing, and K is large enough that
 //! fewer than one step in a million has more low-noise samples than slots. What is beyond is left out and counted.
+//!
+//! Samples and slots are dealt to the ranks as in [`crate::ranks`]. NCCL's work is recorded like any other.
 
 use crate::{
+    batch::Whole,
     config::TrainConfig,
-    contrast::{Contrast, Pool, Positive, contrast, pool},
+    contrast::{Contrast, Pool, Positive, pool},
     flow::Reduction,
+    gathered::gathered,
+    ranks::Ranks,
     step::Totals,
 };
 use lcf_model::{
@@ -20,7 +25,7 @@ use lcf_model::{
 };
 use lcf_native::{
     graph::{self, Graph},
-    step::{Drawn, Draws, Rule, STATE, Weights, draw, flow_loss, state, update},
+    step::{Drawn, Draws, Outcome, Rule, STATE, Weights, draw, flow_loss, state, update},
 };
 use tch::{Kind, Tensor};
 
@@ -31,6 +36,7 @@ const WARM_UP: u64 = 3;
 #[derive(Debug)]
 pub struct Captured {
     config: TrainConfig,
+    ranks: Ranks,
     net: Fused,
     draws: Draws,
     rule: Rule,
@@ -64,13 +70,21 @@ pub fn slots(n: i64, p: f64) -> i64 {
 
 impl Captured {
     /// A step over `images`, uint8 `[N, C, H, W]` on a CUDA device, that trains `params`; `compute` is their bf16 copy.
-    pub fn new(config: &TrainConfig, input: Input, images: Tensor, params: &Params, compute: &Tensor) -> Self {
+    pub fn new(
+        config: &TrainConfig,
+        input: Input,
+        images: Tensor,
+        params: &Params,
+        compute: &Tensor,
+        ranks: &Ranks,
+    ) -> Self {
         graph::use_stream(images.device()).unwrap_or_else(|error| panic!("{error}"));
         let batch = config.batch as i64;
         let count = images.size()[0];
         let steps_per_epoch = count / batch;
         let base = |purpose| Rng::new(config.seed, purpose).base();
-        let slots = config.contrast().map_or(0, |_| slots(batch, config.threshold()));
+        // One at least for each rank.
+        let slots = config.contrast().map_or(0, |_| slots(batch, config.threshold()).max(ranks.size() as i64));
         let positive = config.contrast().map_or(0.0, |contrast| match contrast.positive {
             Positive::TMin => config.threshold(),
             Positive::Zero => 0.0,
@@ -89,6 +103,8 @@ impl Captured {
                 positive: positive as f32,
                 batch,
                 slots,
+                ranks: ranks.size() as i64,
+                rank: ranks.rank() as i64,
                 steps_per_epoch,
                 patch: config.model.patch,
             },
@@ -113,6 +129,7 @@ impl Captured {
             compute: compute.shallow_clone(),
             gradient: Tensor::zeros([params.layout.len], (Kind::Float, device)),
             config: config.clone(),
+            ranks: ranks.clone(),
             images,
             at: None,
             made: 0,
@@ -166,6 +183,10 @@ impl Captured {
                 (error, None)
             }
         };
+        // The sums of all ranks, so that all make the same update.
+        self.ranks.sum(&mut self.gradient.shallow_clone());
+        let (t, error) = self.of_all(&drawn.t, error);
+        let outcome = Outcome { low: drawn.low, t, error, contrast };
         let weights = Weights {
             parameters: &params.flat,
             first: &optim.first,
@@ -173,20 +194,32 @@ impl Captured {
             average,
             compute: &self.compute,
         };
-        update(&self.rule, &self.state, &drawn, &error, contrast.as_ref(), &self.gradient, &weights);
+        update(&self.rule, &self.state, &outcome, &self.gradient, &weights);
+    }
+
+    /// Times and errors of the samples of all ranks, in their order.
+    fn of_all(&self, t: &Tensor, error: Tensor) -> (Tensor, Tensor) {
+        if self.ranks.are_one() {
+            return (t.shallow_clone(), error);
+        }
+        let own = Tensor::stack(&[&t.narrow(0, 0, error.size()[0]), &error], 1);
+        let all = self.ranks.gather(&own, self.draws.batch).transpose(0, 1).contiguous();
+        (all.get(0), all.get(1))
     }
 
     fn flow(&self, out: &Tensor, drawn: &Drawn) -> (Tensor, Tensor) {
-        flow_loss(out, drawn, self.rule.threshold, self.config.reduction == Reduction::Mean)
+        flow_loss(out, drawn, self.draws.batch, self.rule.threshold, self.config.reduction == Reduction::Mean)
     }
 
     /// Forward and backward pass of an objective with a contrast: (errors of the samples, the three numbers of the
     /// contrast).
     fn contrasted(&self, drawn: &Drawn) -> (Tensor, Option<Tensor>) {
         let options = self.config.contrast().expect("asked for");
-        let Draws { batch, slots, .. } = self.draws;
-        let is_anchor = Tensor::arange(slots, (Kind::Int, drawn.low.device())).lt_tensor(&drawn.low);
-        let ends = self.config.objective.cuts().then_some(&is_anchor);
+        let (batch, slots) = (self.draws.own_batch(), self.draws.own_slots());
+        let whole = Whole { samples: self.draws.batch, low: self.draws.slots };
+        let is_anchor = Tensor::arange(whole.low, (Kind::Int, drawn.low.device())).lt_tensor(&drawn.low);
+        let own_is_anchor = self.ranks.own(&is_anchor);
+        let ends = self.config.objective.cuts().then_some(&own_is_anchor);
         let plan = Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, ends };
         let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
         let (error, out) = self.flow(&pass.out, drawn);
@@ -195,9 +228,9 @@ impl Captured {
         let pooled = pool(&features, options);
         let rows = |first: i64, n: i64| pooled.narrow(0, first, n);
         let present = is_anchor.to_kind(Kind::Float);
-        let Contrast { loss, pull, push } =
-            contrast(&rows(0, slots), &rows(batch, slots), &rows(0, batch), Some(&present), options);
-        let gradient = Tensor::run_backward(&[&loss * options.lambda], &[&features], false, false).remove(0);
+        let (Contrast { loss, pull, push }, own) =
+            gathered(&self.ranks, &rows(0, batch), &rows(batch, slots), whole, Some(&present), options);
+        let gradient = Tensor::run_backward(&[own * options.lambda], &[&features], false, false).remove(0);
         // Constants have no gradient, and the copies at T_min are nothing else then.
         let trained = if options.detach { batch } else { batch + slots };
         let gradient = gradient.narrow(0, 0, trained);

@@ -9,7 +9,8 @@ use tch::{Kind, Tensor};
 
 /// Equation 14 over the whole batch, and this rank's part of its gradient.
 ///
-/// features: `[b, F]` of this rank's samples, anchors first; positives: `[a, F]`; `whole` counts those of all ranks.
+/// features: `[b, F]` of this rank's samples, anchors first; positives: `[a, F]`; `whole` counts those of all ranks;
+/// present: of all anchors, as [`contrast`] takes it.
 ///
 /// Features are small: every rank gathers all of them and computes the same loss, and its gradient by each. Returned
 /// beside it is a scalar of this rank whose gradients, summed over ranks, are those of the loss: its own features times
@@ -19,11 +20,17 @@ pub fn gathered(
     features: &Tensor,
     positives: &Tensor,
     whole: Whole,
+    present: Option<&Tensor>,
     config: &ContrastConfig,
 ) -> (Contrast, Tensor) {
+    if ranks.are_one() {
+        let found = contrast(&features.narrow(0, 0, whole.low), positives, features, present, config);
+        let own = found.loss.shallow_clone();
+        return (found, own);
+    }
     let leaf = |x: &Tensor, total: i64| ranks.gather(x, total).set_requires_grad(true);
     let (all, all_positives) = (leaf(features, whole.samples), leaf(positives, whole.low));
-    let found = contrast(&all.narrow(0, 0, whole.low), &all_positives, &all, None, config);
+    let found = contrast(&all.narrow(0, 0, whole.low), &all_positives, &all, present, config);
     let gradients = Tensor::run_backward(&[&found.loss], &[&all, &all_positives], false, false);
     let part = |x: &Tensor, gradient: &Tensor| (x * ranks.own(gradient)).sum(Kind::Float);
     let mut own = part(features, &gradients[0]);
@@ -165,6 +172,38 @@ mod tests {
             dealt.push(Sampler::new(&small("lcf"), numbered(50, 3, 4)).draw(step).low);
         }
         assert!(dealt.iter().any(|low| *low < 3) && dealt.iter().any(|low| *low % 3 > 0), "{dealt:?}");
+    }
+
+    /// Loss and gradients of `slots` places for anchors, of which the first three are taken.
+    fn with_slots(ranks: &Ranks, slots: i64, config: &ContrastConfig) -> (f64, Tensor) {
+        let random = |purpose, rows| Rng::new(1, purpose).normal(&Tensor::arange(rows, (Kind::Int64, Device::Cpu)), 6);
+        let leaf = |x: Tensor| ranks.own(&x).copy().set_requires_grad(true);
+        let (own, positives) = (leaf(random(Purpose::Sample, 8)), leaf(random(Purpose::Noise, 5).narrow(0, 0, slots)));
+        let present = Tensor::arange(slots, (Kind::Int64, Device::Cpu)).lt(3).to_kind(Kind::Float);
+        let whole = Whole { samples: 8, low: slots };
+        let (found, part) = gathered(ranks, &own, &positives, whole, Some(&present), config);
+        let gradients = Tensor::run_backward(&[part], &[&own, &positives], false, false);
+        let mut all = ranks.gather(&gradients[0], 8);
+        if gradients[1].defined() {
+            let of_positives = ranks.gather(&gradients[1], slots);
+            assert_eq!(of_positives.narrow(0, 3, slots - 3).count_nonzero(0).sum(Kind::Int64).int64_value(&[]), 0);
+            all = Tensor::cat(&[all, of_positives.narrow(0, 0, 3)], 0);
+        }
+        (found.loss.double_value(&[]), all)
+    }
+
+    /// As a captured step has them, on one rank and on more than divide the batch or the slots.
+    #[test]
+    fn slots_without_an_anchor_count_for_nothing() {
+        for options in readings().into_iter().filter_map(|config| config.contrast) {
+            let expected = with_slots(&Ranks::alone(), 3, &options);
+            let mut all = as_ranks(3, |ranks| with_slots(ranks, 5, &options));
+            all.push(with_slots(&Ranks::alone(), 5, &options));
+            for found in &all {
+                let found = difference(found, &expected);
+                assert!(found < 1e-5, "{options:?}: {found:e}");
+            }
+        }
     }
 
     /// Negatives from a rank's own samples alone give another gradient, in every reading.

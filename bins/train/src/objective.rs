@@ -3,7 +3,7 @@
 use crate::{
     batch::{Batch, Whole},
     config::TrainConfig,
-    contrast::{Contrast, ContrastConfig, Positive, contrast, pool},
+    contrast::{Contrast, ContrastConfig, Positive, pool},
     flow::{Reduction, flow_loss},
     gathered::gathered,
     ranks::Ranks,
@@ -109,12 +109,7 @@ fn contrast_low(
         _ => pool(&dit.features(&xt, &t, options.layer), options),
     };
     let positives = if options.detach { tch::no_grad(features) } else { features() };
-    if !ranks.are_one() {
-        return gathered(ranks, &all, &positives, whole, options);
-    }
-    let found = contrast(&narrow(&all), &positives, &all, None, options);
-    let own = found.loss.shallow_clone();
-    (found, own)
+    gathered(ranks, &all, &positives, whole, None, options)
 }
 
 #[cfg(test)]

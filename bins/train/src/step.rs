@@ -164,13 +164,22 @@ impl Trainer {
         }
     }
 
-    /// The same trainer computing by `engine`, at its start; a new one computes by [`Engine::Reference`].
+    /// The same trainer computing by `engine`, at its start, after [`Trainer::among`]; a new one computes by
+    /// [`Engine::Reference`].
     #[must_use]
     pub fn with_engine(mut self, engine: Engine) -> Self {
         let (config, input) = (&self.config, self.dit.input());
         let fits = Fused::takes(&config.model, &input, config.precision, self.params.flat.device());
-        self.captured = (engine == Engine::Fused && fits)
-            .then(|| Captured::new(config, input, self.sampler.images().shallow_clone(), &self.params, &self.compute));
+        self.captured = (engine == Engine::Fused && fits).then(|| {
+            Captured::new(
+                config,
+                input,
+                self.sampler.images().shallow_clone(),
+                &self.params,
+                &self.compute,
+                &self.ranks,
+            )
+        });
         self
     }
 

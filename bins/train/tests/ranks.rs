@@ -247,3 +247,47 @@ fn places_that_make_no_sense_are_refused() {
     refused(&[], &["--ranks", "9"], "train.batch: 8 is not enough for 9 ranks");
     refused(&[], &["--ranks", "0"], "--ranks");
 }
+
+/// Run on a machine with at least two GPUs with `--features cuda-tests`: numbers of ranks that divide neither the batch nor
+/// the slots, too. Rows of metrics.csv tell; `Ranks::same` has compared the ranks' weights at each checkpoint.
+#[cfg(feature = "cuda-tests")]
+#[test]
+fn gpus_make_the_captured_step_of_one_gpu() {
+    lcf_native::open_cuda().unwrap();
+    let count = tch::Cuda::device_count();
+    assert!(count >= 2, "{count} GPUs found, expected at least 2");
+    let bench = Bench::new();
+    for objective in ["fm", "fm_truncated", "lcf", "fm_contrastive"] {
+        let one = bench.captured(objective, 1);
+        for size in 2..=count.min(4) {
+            for (row, (found, expected)) in bench.captured(objective, size).iter().zip(&one).enumerate() {
+                // The first step has the same weights; later ones have what rounding made of them.
+                let most = if row == 0 { 1e-2 } else { 5e-2 };
+                for (cell, (found, expected)) in found.iter().zip(expected).enumerate() {
+                    let same =
+                        (found.is_nan() && expected.is_nan()) || (found - expected).abs() <= most * expected.abs();
+                    assert!(same, "{objective}, {size} ranks, row {row}, cell {cell}: {found}, expected {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(feature = "cuda-tests")]
+impl Bench {
+    /// Rows of the metrics of a training by `size` GPUs, without those about time; NaN where there is nothing.
+    fn captured(&self, objective: &str, size: i64) -> Vec<Vec<f64>> {
+        let model = ["width=128", "heads=2", "mlp=256"].map(|value| format!("train.model.{value}"));
+        let objective = format!("train.objective={objective}");
+        let ranks = size.to_string();
+        let mut more = vec!["--device", "cuda", "--ranks", &ranks, "--log-steps", "1", "--checkpoint-steps", "3"];
+        let sets = [&model[0], &model[1], &model[2], &objective, "train.precision=bf16", "train.t_min=0.1"];
+        more.extend(sets.iter().flat_map(|set| ["--set", set]));
+        let trained = self.train(&format!("{}-{size}", objective.replace('=', "-")), &more);
+        let text = std::fs::read_to_string(trained.artifact.file("metrics.csv").unwrap()).unwrap();
+        let rows: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(rows.len(), 15);
+        let numbers = |row: &&str| row.split(',').map(|cell| cell.parse().unwrap_or(f64::NAN)).collect::<Vec<f64>>();
+        rows.iter().map(numbers).map(|row| row[..row.len() - 2].to_vec()).collect()
+    }
+}

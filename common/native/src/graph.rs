@@ -13,6 +13,10 @@ use tch::{Device, TchError};
 /// The shared object with libtorch's CUDA classes, carried inside the program.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/liblcf_cuda.so"));
 
+unsafe extern "C" {
+    fn lcf_use_device(device: c_int) -> c_int;
+}
+
 type Text = unsafe extern "C" fn() -> *const c_char;
 type OnDevice = unsafe extern "C" fn(c_int) -> c_int;
 type Make = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
@@ -85,14 +89,18 @@ fn index(device: Device) -> c_int {
     }
 }
 
-/// Makes a stream of its own the one that this thread's operations on `device` go to. Capturing needs it.
+/// Makes `device` the one that this thread computes on, and a stream of its own the one that its operations go to.
+/// Capturing needs it.
 ///
 /// # Errors
 /// No CUDA.
 pub fn use_stream(device: Device) -> Result<(), TchError> {
     let api = Api::get()?;
     // SAFETY: no pointers.
-    api.check(unsafe { (api.use_stream)(index(device)) })
+    api.check(unsafe { (api.use_stream)(index(device)) })?;
+    // SAFETY: no pointers.
+    crate::ops::check("device", unsafe { lcf_use_device(index(device)) });
+    Ok(())
 }
 
 /// Most bytes that tensors on `device` took at once since the program started.

@@ -64,7 +64,10 @@ struct RawDraw {
     threshold: c_float,
     positive: c_float,
     batch: c_int,
+    samples: c_int,
     slots: c_int,
+    rank: c_int,
+    ranks: c_int,
     steps_per_epoch: c_int,
     channels: c_int,
     side: c_int,
@@ -82,6 +85,7 @@ struct RawLoss {
     threshold: c_float,
     mean: bool,
     batch: c_int,
+    samples: c_int,
     len: c_int,
 }
 
@@ -145,22 +149,43 @@ pub struct Draws {
     pub threshold: f32,
     /// t of the positives.
     pub positive: f32,
-    /// B, samples of a step.
+    /// Samples of a step, over all ranks.
     pub batch: i64,
-    /// K, the first samples of which a copy at the positives' t follows the batch.
+    /// Anchor slots of a step, over all ranks: a copy of so many samples, the first ones, at the positives' t follows them.
     pub slots: i64,
+    /// R, between which samples and slots are dealt: place p is that of rank p mod R.
+    pub ranks: i64,
+    /// The one that draws.
+    pub rank: i64,
     /// Steps of an epoch.
     pub steps_per_epoch: i64,
     /// Side of a patch in pixels.
     pub patch: i64,
 }
 
-/// What a step drew.
+impl Draws {
+    /// How many of the first `count` places are this rank's.
+    fn dealt(&self, count: i64) -> i64 {
+        (count + self.ranks - 1 - self.rank) / self.ranks
+    }
+
+    /// B, the samples of this rank.
+    pub fn own_batch(&self) -> i64 {
+        self.dealt(self.batch)
+    }
+
+    /// K, the anchor slots of this rank.
+    pub fn own_slots(&self) -> i64 {
+        self.dealt(self.slots)
+    }
+}
+
+/// What a step drew for a rank.
 #[derive(Debug)]
 pub struct Drawn {
     /// Times, fp32 `[B + K]`.
     pub t: Tensor,
-    /// Number of samples with t below the threshold, int32 `[1]`.
+    /// Number of samples with t below the threshold, over all ranks, int32 `[1]`.
     pub low: Tensor,
     /// x_t as patches in the order (c, y, x), bf16 `[B + K, N, C p p]`.
     pub patches: Tensor,
@@ -173,10 +198,13 @@ pub struct Drawn {
 /// The draws of the step that `state` is at. images: uint8 `[N, C, S, S]`; order: int64, of the epoch's images.
 pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Drawn {
     let (count, channels, side, _) = images.size4().expect("images are [N, C, S, S]");
-    let (b, all) = (with.batch, with.batch + with.slots);
+    let (b, slots) = (with.own_batch(), with.own_slots());
+    let all = b + slots;
     let device = images.device();
-    assert!(with.slots <= b && side % with.patch == 0, "{} slots, patch {}", with.slots, with.patch);
-    assert!(order.numel() as i64 >= b * with.steps_per_epoch, "order of {} images", order.numel());
+    assert!(with.slots <= with.batch && side % with.patch == 0, "{} slots, patch {}", with.slots, with.patch);
+    assert!((0..with.ranks).contains(&with.rank), "rank {} of {}", with.rank, with.ranks);
+    let drawn_from = with.batch * with.steps_per_epoch;
+    assert!(order.numel() as i64 >= drawn_from, "order of {} images", order.numel());
     let (tokens, patch_len) = ((side / with.patch).pow(2), channels * with.patch.pow(2));
     let ids = Tensor::empty([2, b], (Kind::Int64, device));
     let drawn = Drawn {
@@ -192,7 +220,7 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         flip: with.flip.unwrap_or(0),
         state: data(state, Kind::Double, STATE),
         images: data(images, Kind::Uint8, count * channels * side * side),
-        order: data(order, Kind::Int64, b * with.steps_per_epoch),
+        order: data(order, Kind::Int64, drawn_from),
         id: ids.data_ptr(),
         image: ids.select(0, 1).data_ptr(),
         t: drawn.t.data_ptr(),
@@ -202,8 +230,11 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         frequencies: drawn.frequencies.data_ptr(),
         threshold: with.threshold,
         positive: with.positive,
-        batch: b as c_int,
-        slots: with.slots as c_int,
+        batch: with.batch as c_int,
+        samples: b as c_int,
+        slots: slots as c_int,
+        rank: with.rank as c_int,
+        ranks: with.ranks as c_int,
         steps_per_epoch: with.steps_per_epoch as c_int,
         channels: channels as c_int,
         side: side as c_int,
@@ -216,23 +247,24 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
 }
 
 /// The flow-matching loss over the samples with t >= threshold (all for 0): (mean square error per dimension of each
-/// sample, fp32 `[B]`, 0 where not regressed; gradient of the mean over regressed samples, like `out`). `mean`: over
-/// dimensions, else their sum. out: bf16 `[B, N, p p C]`.
-pub fn flow_loss(out: &Tensor, drawn: &Drawn, threshold: f32, mean: bool) -> (Tensor, Tensor) {
-    let batch = out.size()[0];
-    let len = out.numel() as i64 / batch;
-    let error = Tensor::empty([batch], (Kind::Float, out.device()));
+/// sample, fp32 `[B]`, 0 where not regressed; gradient of the mean over the regressed ones of the `batch` samples of all
+/// ranks, like `out`). `mean`: over dimensions, else their sum. out: bf16 `[B, N, p p C]`.
+pub fn flow_loss(out: &Tensor, drawn: &Drawn, batch: i64, threshold: f32, mean: bool) -> (Tensor, Tensor) {
+    let samples = out.size()[0];
+    let len = out.numel() as i64 / samples;
+    let error = Tensor::empty([samples], (Kind::Float, out.device()));
     let gradient = out.empty_like();
     let raw = RawLoss {
-        out: data(out, Kind::BFloat16, batch * len),
-        target: data(&drawn.target, Kind::Float, batch * len),
-        t: data(&drawn.t, Kind::Float, batch),
+        out: data(out, Kind::BFloat16, samples * len),
+        target: data(&drawn.target, Kind::Float, samples * len),
+        t: data(&drawn.t, Kind::Float, samples),
         low: data(&drawn.low, Kind::Int, 1),
         error: error.data_ptr(),
         gradient: gradient.data_ptr(),
         threshold,
         mean,
         batch: batch as c_int,
+        samples: samples as c_int,
         len: len as c_int,
     };
     // SAFETY: sizes are checked.
@@ -243,7 +275,7 @@ pub fn flow_loss(out: &Tensor, drawn: &Drawn, threshold: f32, mean: bool) -> (Te
 /// How a step's numbers become an update.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Anchor slots.
+    /// Anchor slots, over all ranks.
     pub slots: i64,
     /// Samples with t below it are not regressed.
     pub threshold: f32,
@@ -286,20 +318,25 @@ pub struct Weights<'a> {
     pub compute: &'a Tensor,
 }
 
+/// What a step came to, over all ranks.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Number of samples with t below the threshold, int32 `[1]`.
+    pub low: Tensor,
+    /// Times of the samples, fp32 `[B]` or longer.
+    pub t: Tensor,
+    /// Their mean square errors per dimension, fp32 `[B]`.
+    pub error: Tensor,
+    /// Contrastive loss, pull and push, fp32 `[3]`.
+    pub contrast: Option<Tensor>,
+}
+
 /// Ends a step: adds its numbers to `state` and, when loss and gradient are finite, clips, updates by AdamW and moves the
-/// average. contrast: fp32 `[3]`, loss, pull and push.
-pub fn update(
-    rule: &Rule,
-    state: &Tensor,
-    drawn: &Drawn,
-    error: &Tensor,
-    contrast: Option<&Tensor>,
-    gradient: &Tensor,
-    weights: &Weights,
-) {
+/// average.
+pub fn update(rule: &Rule, state: &Tensor, outcome: &Outcome, gradient: &Tensor, weights: &Weights) {
     let len = gradient.numel() as i64;
     assert!(len % 4 == 0, "{len} parameters with padding");
-    let batch = error.numel() as i64;
+    let batch = outcome.error.numel() as i64;
     let device = gradient.device();
     // SAFETY: no pointers.
     let count = unsafe { lcf_update_parts() };
@@ -307,10 +344,10 @@ pub fn update(
     let by = Tensor::empty([6], (Kind::Float, device));
     let finish = RawFinish {
         state: data(state, Kind::Double, STATE),
-        error: data(error, Kind::Float, batch),
-        t: data(&drawn.t, Kind::Float, batch),
-        contrast: contrast.map_or(std::ptr::null_mut(), |t| data(t, Kind::Float, 3)),
-        low: data(&drawn.low, Kind::Int, 1),
+        error: data(&outcome.error, Kind::Float, batch),
+        t: data(&outcome.t, Kind::Float, batch),
+        contrast: outcome.contrast.as_ref().map_or(std::ptr::null_mut(), |t| data(t, Kind::Float, 3)),
+        low: data(&outcome.low, Kind::Int, 1),
         squares: parts.data_ptr(),
         update: by.data_ptr(),
         parts: count,
@@ -343,4 +380,57 @@ pub fn update(
     };
     // SAFETY: sizes are checked.
     check("update", unsafe { lcf_update(&finish, &update, parts.data_ptr(), stream(gradient)) });
+}
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod tests {
+    //! Run on a GPU machine with `--features cuda-tests`.
+
+    use super::*;
+    use tch::Device;
+
+    const DEVICE: Device = Device::Cuda(0);
+
+    /// Ranks have the rows of one process that they are dealt, to the bit, whether they divide the batch or not.
+    #[test]
+    fn what_ranks_draw_is_what_one_process_draws() {
+        crate::open_cuda().unwrap();
+        let images = (Tensor::arange(40 * 48, (Kind::Int64, DEVICE)) * 7)
+            .remainder(251)
+            .to_kind(Kind::Uint8)
+            .view([40, 3, 4, 4]);
+        let order = (Tensor::arange(40, (Kind::Int64, DEVICE)) * 7).remainder(40);
+        let draws = Draws {
+            time: 1,
+            noise: 2,
+            flip: Some(3),
+            threshold: 0.3,
+            positive: 0.25,
+            batch: 10,
+            slots: 5,
+            ranks: 1,
+            rank: 0,
+            steps_per_epoch: 4,
+            patch: 2,
+        };
+        for step in 0..8 {
+            let state = Tensor::zeros([STATE], (Kind::Double, DEVICE));
+            let _ = state.get(state::STEP as i64).fill_(step);
+            let whole = draw(&draws, &state, &images, &order);
+            for (ranks, rank) in [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 3)] {
+                let own = Draws { ranks, rank, ..draws };
+                let found = draw(&own, &state, &images, &order);
+                assert_eq!(found.low, whole.low);
+                // The places of the samples, then those of the slots.
+                let rows = |x: &Tensor| {
+                    let dealt = |first: i64, n: i64| x.narrow(0, first, n).slice(0, rank, None, ranks);
+                    Tensor::cat(&[dealt(0, draws.batch), dealt(draws.batch, draws.slots)], 0)
+                };
+                assert_eq!(found.t, rows(&whole.t), "{rank} of {ranks}");
+                assert_eq!(found.patches, rows(&whole.patches), "{rank} of {ranks}");
+                assert_eq!(found.frequencies, rows(&whole.frequencies), "{rank} of {ranks}");
+                assert_eq!(found.target, whole.target.slice(0, rank, None, ranks), "{rank} of {ranks}");
+            }
+        }
+    }
 }

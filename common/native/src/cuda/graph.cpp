@@ -2,6 +2,7 @@
 // the program and opened after libtorch_cuda.so, so that the program starts on machines without CUDA.
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <exception>
@@ -40,9 +41,12 @@ void check(cudaError_t code) { TORCH_CHECK(code == cudaSuccess, cudaGetErrorStri
 
 extern "C" const char* lcf_graph_error() { return last_error.c_str(); }
 
-// Makes a stream of its own this thread's current one: the default stream cannot be captured.
+// Makes a device this thread's current one, with a stream of its own: the default stream cannot be captured.
 extern "C" int lcf_graph_use_stream(int device) {
-  return guarded([&] { c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device)); });
+  return guarded([&] {
+    c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+    c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device)));
+  });
 }
 
 extern "C" int lcf_graph_begin(Graph** graph) {

@@ -46,23 +46,26 @@ enum State {
   STATE = SAMPLES + BINS
 };
 
+// Of the B samples of a step, low-noise ones first, rank r of R has those at the places r, r + R, ...: b of them, of which
+// the first K have an anchor slot.
 struct Draw {
   uint64_t time, noise, flip;  // bases of the streams; flip 0 mirrors nothing
   const double* state;
   const uint8_t* images;   // [N, C, S, S]
   const int64_t* order;    // of the epoch
-  int64_t* id;             // [B] number of the sample in the whole training
-  int64_t* image;          // [B] which image
-  float* t;                // [B + K]: times, then K times that of the positives
-  int* low;                // samples with t < threshold
-  bf16* patches;           // [B + K, N, C p p]
-  float* target;           // [B, N, p p C]
-  bf16* frequencies;       // [B + K, 256]
+  int64_t* id;             // [b] number of the sample in the whole training
+  int64_t* image;          // [b] which image
+  float* t;                // [b + K]: times, then K times that of the positives
+  int* low;                // samples with t < threshold, of all ranks
+  bf16* patches;           // [b + K, N, C p p]
+  float* target;           // [b, N, p p C]
+  bf16* frequencies;       // [b + K, 256]
   float threshold, positive;
-  int batch, slots, steps_per_epoch, channels, side, patch;
+  int batch, samples, slots, rank, ranks;  // B, b, K, r, R
+  int steps_per_epoch, channels, side, patch;
 };
 
-// Samples with t < threshold first, each part in its order. One block.
+// Samples with t < threshold first, each part in its order; of them, those of this rank. One block.
 __global__ void draw_order(Draw d) {
   __shared__ int counts[32], before_all[2];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -98,9 +101,10 @@ __global__ void draw_order(Draw d) {
     const unsigned below = (1u << lane) - 1;
     // All warps before this one are full.
     const int highs_before = warp * WARP - lows_before;
-    if (there) {
-      const int at = is_low ? before_all[0] + lows_before + __popc(lows & below)
-                            : before_all[1] + highs_before + __popc(highs & below);
+    const int place = is_low ? before_all[0] + lows_before + __popc(lows & below)
+                             : before_all[1] + highs_before + __popc(highs & below);
+    if (there && place % d.ranks == d.rank) {
+      const int at = place / d.ranks;
       d.id[at] = first + i;
       d.image[at] = d.order[in_epoch + i];
       d.t[at] = t;
@@ -111,7 +115,7 @@ __global__ void draw_order(Draw d) {
       before_all[1] += min(static_cast<int>(blockDim.x), d.batch - start) - lows_here;
     }
   }
-  for (int i = threadIdx.x; i < d.slots; i += blockDim.x) d.t[d.batch + i] = d.positive;
+  for (int i = threadIdx.x; i < d.slots; i += blockDim.x) d.t[d.samples + i] = d.positive;
 }
 
 // Two normal numbers, elements e and e + half of the row, as Box and Muller make them from 64 bits.
@@ -141,7 +145,7 @@ __global__ void draw_samples(Draw d) {
     d.patches[to + at] = __float2bfloat16(x0 * (1.0f - t) + eps * t);
     d.target[to + (in_y * p + in_x) * d.channels + c] = eps - x0;
     if (row < d.slots) {
-      const long positive = to + static_cast<long>(d.batch) * grid * grid * patch_len;
+      const long positive = to + static_cast<long>(d.samples) * grid * grid * patch_len;
       d.patches[positive + at] = __float2bfloat16(x0 * (1.0f - d.positive) + eps * d.positive);
     }
   };
@@ -163,14 +167,14 @@ __global__ void draw_frequencies(const float* t, bf16* out) {
 // ---- loss ----
 
 struct Loss {
-  const bf16* out;       // [B, len]
+  const bf16* out;       // [b, len]
   const float *target, *t;
-  const int* low;
-  float* error;          // [B] mean square error per dimension; 0 where not regressed
-  bf16* gradient;        // of the mean over regressed samples, [B, len]
+  const int* low;        // of all ranks
+  float* error;          // [b] mean square error per dimension; 0 where not regressed
+  bf16* gradient;        // of the mean over the regressed samples of all ranks, [b, len]
   float threshold;       // samples below are not regressed
   bool mean;             // over dimensions, else their sum
-  int batch, len;
+  int batch, samples, len;  // B of all ranks, b of this one
 };
 
 __device__ inline float block_total(float value) {
@@ -213,6 +217,7 @@ __global__ void squares(const float4* gradient, long quads, float* parts) {
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
+// The numbers are those of all ranks.
 struct Finish {
   double* state;
   const float *error, *t, *contrast;  // contrast: loss, pull, push, or null
@@ -332,16 +337,19 @@ constexpr int UPDATE_BLOCKS = 132 * 8;
 
 }  // namespace
 
+// The kernels' copy of the CUDA runtime is not libtorch's, and has a current device of its own.
+extern "C" int lcf_use_device(int device) { return cudaSetDevice(device); }
+
 extern "C" int lcf_draw(const Draw* d, void* stream) {
   const cudaStream_t s = static_cast<cudaStream_t>(stream);
   draw_order<<<1, 256, 0, s>>>(*d);
-  draw_samples<<<d->batch, 256, 0, s>>>(*d);
-  draw_frequencies<<<d->batch + d->slots, 128, 0, s>>>(d->t, d->frequencies);
+  draw_samples<<<d->samples, 256, 0, s>>>(*d);
+  draw_frequencies<<<d->samples + d->slots, 128, 0, s>>>(d->t, d->frequencies);
   return cudaGetLastError();
 }
 
 extern "C" int lcf_flow_loss(const Loss* l, void* stream) {
-  flow_loss<<<l->batch, 256, 0, static_cast<cudaStream_t>(stream)>>>(*l);
+  flow_loss<<<l->samples, 256, 0, static_cast<cudaStream_t>(stream)>>>(*l);
   return cudaGetLastError();
 }
 
