@@ -14,6 +14,7 @@ use lcf_store::{
     Artifact, Error,
     cli::{self, StageArgs},
     dataset::Dataset,
+    error::STOPPED,
     stage::{Begin, Plan},
 };
 use lcf_train::{
@@ -163,7 +164,7 @@ fn follow(
     if run::follow(config, input, images, args.engine.into(), ranks)? {
         ranks.leave()?;
         // Rank 0 says what has happened.
-        exit(1);
+        exit(i32::from(STOPPED));
     }
     Ok(())
 }
