@@ -57,7 +57,7 @@ struct Args {
     /// Minutes between checkpoints
     #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     checkpoint_minutes: u64,
-    /// What computes the residual stream on CUDA
+    /// What computes the step on CUDA
     #[arg(long, value_enum, default_value_t = EngineArg::Fused)]
     engine: EngineArg,
     #[command(flatten)]
