@@ -14,7 +14,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, exit},
     sync::atomic::{AtomicBool, Ordering},
-    thread::{available_parallelism, sleep},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -143,10 +143,6 @@ fn command(rank: usize, size: usize, port: u16) -> Result<Command> {
     command.env("WORLD_SIZE", size.to_string()).env("LOCAL_WORLD_SIZE", size.to_string());
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
     command.env("TORCHELASTIC_USE_AGENT_STORE", "True").env("TORCHELASTIC_RESTART_COUNT", "0");
-    if env::var_os("OMP_NUM_THREADS").is_none() {
-        let cores = available_parallelism().map_or(1, usize::from);
-        command.env("OMP_NUM_THREADS", (cores / size).max(1).to_string());
-    }
     Ok(command)
 }
 
