@@ -57,9 +57,12 @@ impl Axis {
         let mut kept: Vec<(f64, String)> = Vec::new();
         for &tick in ticks {
             let at = scale.place(tick);
-            let free = kept.last().is_none_or(|(last, _)| at - last > 0.055 * span);
+            let text = label(tick);
+            let free = kept
+                .last()
+                .is_none_or(|(last, before)| at - last > (0.035 + 0.008 * (text.len() + before.len()) as f64) * span);
             if (range.0..=range.1).contains(&at) && free {
-                kept.push((at, label(tick)));
+                kept.push((at, text));
             }
         }
         Self { title: title.to_owned(), scale, range, ticks: kept }

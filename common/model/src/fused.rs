@@ -556,7 +556,7 @@ mod tests {
 
     #[test]
     fn values_and_gradients_are_as_close_to_the_truth_as_the_reference_in_bf16() {
-        crate::device::DeviceArgs { device: "cuda".into() }.open().unwrap();
+        crate::device::DeviceArgs { device: "cuda".into(), threads: 2 }.open().unwrap();
         let cases = [
             Case::new(model(3, 256, 512, 2), 16, 2, 5, 3),
             Case::new(model(2, 384, 1536, 2), 32, 1, 4, 0),
@@ -579,7 +579,7 @@ mod tests {
 
     #[test]
     fn inference_is_the_same_pass() {
-        crate::device::DeviceArgs { device: "cuda".into() }.open().unwrap();
+        crate::device::DeviceArgs { device: "cuda".into(), threads: 2 }.open().unwrap();
         let case = Case::new(model(3, 256, 512, 2), 16, 2, 5, 0);
         let net = Fused::new(case.config, case.input, &case.layout, &case.flat);
         let truth = case.reference(Precision::Fp32);
