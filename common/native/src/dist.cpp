@@ -82,6 +82,10 @@ extern "C" const char* lcf_dist_error() { return last_error.c_str(); }
 extern "C" Store* lcf_store_open(const char* host, int port, int serve, int fd, long timeout_ms) {
   // Messages with a C++ stack would bury the one line that says what has happened.
   if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+  // c10d's record of past collectives changes a map of all groups of the process without a lock (FlightRecorder::
+  // recordWithResetEnabled in 2.11): groups in several threads crash or loop for ever in it. Read once, by the first group.
+  static const int recorder_off = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  (void)recorder_off;
   Store* store = nullptr;
   guarded([&] {
     c10d::TCPStoreOptions options;
