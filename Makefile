@@ -15,6 +15,7 @@ SUITE   ?=
 SIZE    ?= ci
 SEED    ?= 0
 CASE    ?=
+FUZZ    ?=
 ifndef CUDA
 CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
 endif
@@ -30,7 +31,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build all show smoke cifar10 test check unit faults python-test gc clean distclean
+.PHONY: help deps build all show smoke cifar10 test check unit faults fuzz python-test gc clean distclean
 
 include pipelines/stages.mk
 
@@ -53,6 +54,7 @@ make TARGET [VARIABLE=VALUE]...
   check      format and clippy
   unit       unit, golden and integration tests
   faults     break the pipeline on purpose: kills, faults of the disk, damaged files, races (docs/faults.md)
+  fuzz       libFuzzer on the readers of files from strangers (needs cargo-fuzz; docs/faults.md)
   python-test  whether PyTorch loads the model of the run P and, exported, draws its samples; skipped where Python
              cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
@@ -72,6 +74,7 @@ make TARGET [VARIABLE=VALUE]...
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
   SIZE=full      faults: all cases, about an hour and a half, instead of a sample
   SUITE=NAMES    faults: only these; SEED=N: another sample; CASE=N: one case of one of them
+  FUZZ=NAMES     fuzz: only these targets [all: up to 10 million executions or half an hour each]
   CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
   LIBTORCH=DIR   use this libtorch 2.11.0 and install none
   DATA=DIR       where artifacts and runs are kept; no spaces in it [data]
@@ -121,15 +124,18 @@ test: check
 check: deps
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check bans licenses sources; \
-	else echo "cargo deny: skipped, not installed; unit checks licences and sources"; fi
+	pipelines/deny.sh
 
 unit: deps
+	pipelines/tensorboard.sh
 	cargo test --release --workspace
 
 faults: build
 	cargo build --release --workspace --bin lcf-faults
 	$(TARGET)/release/lcf-faults $(SUITE) --size $(SIZE) --seed $(SEED)$(CASE:%= --case %)
+
+fuzz: deps
+	faults/fuzz.sh $(FUZZ)
 
 # Says that it is skipped where there is no Python with torch: $LCF_PYTHON, .venv of the CUDA set, or python3.
 python-test: $(RUN)/train.stamp $(RUN)/sample.stamp

@@ -1,5 +1,5 @@
 //! The event files as TensorBoard reads them, of a training that was killed and went on. Needs a Python with TensorBoard:
-//! `$LCF_PYTHON`, else `.venv/bin/python3`, else `python3`.
+//! `$LCF_PYTHON`, else that of `.venv/tensorboard`, where `make unit` installs it, else `python3`.
 
 use super::{Bench, wait_for_checkpoint};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use std::{
 /// The Python to ask, where it has TensorBoard.
 fn python() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates lie two folders deep");
-    let in_venv = root.join(".venv/bin/python3");
+    let in_venv = root.join(".venv/tensorboard/bin/python3");
     let default = || if in_venv.exists() { in_venv.clone() } else { "python3".into() };
     let python = env::var_os("LCF_PYTHON").map_or_else(default, PathBuf::from);
     let found = Command::new(&python).args(["-c", "import tensorboard"]).output();

@@ -47,20 +47,28 @@ pub fn manifest(data: &[u8]) {
     });
 }
 
-/// `dataset.json`, and after it a shard of images, in an artifact that verifies.
-pub fn dataset(data: &[u8]) {
-    let [meta, shard] = parts(data);
-    SCRATCH.with(|scratch| {
-        let store = scratch.path("store");
-        let _ = fs::remove_dir_all(&store);
-        let args = StageArgs { store, ..StageArgs::default() };
-        let begun = Plan::new(dataset::STAGE, 1, &()).begin(&args).expect("an empty store");
-        let Begin::Build(work) = begun else { panic!("an empty store") };
-        fs::write(work.path(dataset::META), meta).expect("a file");
-        fs::write(work.path("shard.npy"), shard).expect("a file");
+thread_local! {
+    /// An artifact whose files are replaced from case to case, as if each had been published.
+    static DATASET: Artifact = {
+        let store = SCRATCH.with(|scratch| scratch.path("store"));
+        let begun = Plan::new(dataset::STAGE, 1, &()).begin(&StageArgs { store, ..StageArgs::default() });
+        let Ok(Begin::Build(work)) = begun else { panic!("an empty store") };
+        for name in [dataset::META, "shard.npy"] {
+            fs::write(work.path(name), []).expect("a file");
+        }
         npy::write(&work.path("one.npy"), &[1, 3, 2, 2], &[7u8; 12]).expect("a file");
         npy::write(&work.path("labels.npy"), &[1], &[0i64]).expect("a file");
-        let Ok(dataset) = Dataset::of(work.publish().expect("a store")) else { return };
+        work.publish().expect("a store")
+    };
+}
+
+/// `dataset.json`, and after it a shard of images, in an artifact that has been verified.
+pub fn dataset(data: &[u8]) {
+    let [meta, shard] = parts(data);
+    DATASET.with(|artifact| {
+        fs::write(artifact.dir().join(dataset::META), meta).expect("a file");
+        fs::write(artifact.dir().join("shard.npy"), shard).expect("a file");
+        let Ok(dataset) = Dataset::of(artifact.clone()) else { return };
         let image = dataset.meta.channels * dataset.meta.height * dataset.meta.width;
         for split in [&dataset.train, &dataset.test] {
             assert_eq!(split.labels().len(), split.count);
