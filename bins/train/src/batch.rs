@@ -1,7 +1,7 @@
 //! What a training step draws, all of it a function of (seed, step): which images, mirrored or not, their noise, their
 //! times.
 
-use crate::{config::TrainConfig, ranks::Ranks};
+use crate::{config::TrainConfig, ranks::Ranks, times::Times};
 use lcf_model::{
     pixels,
     rng::{Purpose, Rng},
@@ -36,6 +36,7 @@ pub struct Sampler {
     images: Tensor,
     batch: i64,
     threshold: f32,
+    times: Times,
     flip: bool,
     seed: u64,
     /// The epoch whose order is at hand, and that order.
@@ -49,6 +50,7 @@ impl Sampler {
             images,
             batch: config.batch as i64,
             threshold: config.threshold() as f32,
+            times: config.times,
             flip: config.flip,
             seed: config.seed,
             order: None,
@@ -83,7 +85,7 @@ impl Sampler {
         let x0 = self.images_of(step, &slots, &ids);
         let (c, h, w) = (x0.size()[1], x0.size()[2], x0.size()[3]);
         let eps = self.rng(Purpose::Noise).normal(&ids, c * h * w).view([-1, c, h, w]);
-        let t = self.rng(Purpose::Time).uniform(&ids);
+        let t = self.times.of(self.rng(Purpose::Time).uniform(&ids));
         (Batch { x0, eps, t, low }, whole)
     }
 
@@ -91,7 +93,7 @@ impl Sampler {
         Rng::new(self.seed, purpose)
     }
 
-    /// The positions of the batch with those of t < T_min first, and their number. The host draws the same times as the
+    /// The positions of the batch with those of t < T_min first, and their number; where there is a T_min, t is uniform. The host draws the same times as the
     /// device, so that it knows without waiting for it.
     fn slots(&self, step: u64) -> (Vec<i64>, i64) {
         let first = step * self.batch as u64;

@@ -15,6 +15,7 @@ use crate::{
     gathered::gathered,
     ranks::Ranks,
     step::Totals,
+    times::Times,
 };
 use lcf_model::{
     Fused, Params,
@@ -101,6 +102,10 @@ impl Captured {
                 flip: config.flip.then(|| base(Purpose::Flip)),
                 threshold: config.threshold() as f32,
                 positive: positive as f32,
+                logit_normal: match config.times {
+                    Times::Uniform => None,
+                    Times::LogitNormal { mean, std } => Some((mean as f32, std as f32)),
+                },
                 batch,
                 slots,
                 ranks: ranks.size() as i64,

@@ -4,6 +4,7 @@ use crate::{
     contrast::ContrastConfig,
     flow::Reduction,
     optim::{EmaConfig, OptimConfig},
+    times::Times,
 };
 use lcf_model::{ModelConfig, Precision};
 use lcf_store::config::Section;
@@ -59,6 +60,9 @@ pub struct TrainConfig {
     /// The contrastive loss. Unused by `fm` and `fm_truncated`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contrast: Option<ContrastConfig>,
+    /// How t is drawn.
+    #[serde(default, skip_serializing_if = "Times::is_uniform")]
+    pub times: Times,
     /// What Equation 12 does over the dimensions of an image.
     pub reduction: Reduction,
     /// Number types of matrix products.
@@ -138,6 +142,16 @@ impl Section for TrainConfig {
 
 impl TrainConfig {
     fn validate_objective(&self) -> Result<(), String> {
+        if let Times::LogitNormal { mean, std } = self.times {
+            if self.objective != Objective::Fm {
+                let name = self.objective.name();
+                return Err(format!(
+                    "times: logit_normal leaves next to nothing below t_min, which {name} needs; use fm"
+                ));
+            }
+            within("times.logit_normal.mean", mean, -10.0, 10.0)?;
+            within("times.logit_normal.std", std, 1e-3, 10.0)?;
+        }
         if self.objective != Objective::Fm {
             let t_min = self.t_min.ok_or_else(|| format!("t_min: missing, {} needs it", self.objective.name()))?;
             if !(t_min > 0.0 && t_min < 1.0) {
@@ -203,6 +217,13 @@ pub(crate) mod tests {
         assert_eq!(bad(|c| c.contrast = None), "contrast: missing, lcf needs it");
         assert_eq!(bad(|c| c.contrast.as_mut().unwrap().layer = 3), "contrast.layer: 3 is not in 1..=2");
         assert!(bad(|c| c.snapshots = vec![0]).starts_with("snapshots: 0 is not an epoch"));
+        assert!(
+            bad(|c| c.times = Times::LogitNormal { mean: 0.0, std: 1.0 }).starts_with("times: logit_normal leaves")
+        );
+        let narrow = |c: &mut TrainConfig| {
+            (c.objective, c.times) = (Objective::Fm, Times::LogitNormal { mean: 0.0, std: 0.0 });
+        };
+        assert_eq!(bad(narrow), "times.logit_normal.std: 0 is not in 0.001..=10");
         assert_eq!(bad(|c| c.ema.decay = 1.0), "ema.decay: 1 is not in 0..1");
         assert!(bad(|c| c.model.width = 15).starts_with("model.width: 15"));
     }
@@ -211,7 +232,8 @@ pub(crate) mod tests {
     fn what_an_objective_does_not_use_is_not_in_its_key() {
         let fm = small("fm").resolved();
         assert_eq!((fm.t_min, fm.contrast), (None, None));
-        assert!(!serde_json::to_string(&fm).unwrap().contains("t_min"));
+        let text = serde_json::to_string(&fm).unwrap();
+        assert!(!text.contains("t_min") && !text.contains("times"), "keys of older trainings stay");
         assert!(small("fm_truncated").resolved().t_min.is_some());
         let late = TrainConfig { snapshots: vec![1, 3], ..small("fm") };
         assert_eq!(late.resolved().snapshots, [1]);

@@ -26,6 +26,25 @@ pub enum Denominator {
     InfoNce,
 }
 
+/// Which of the two parts of the loss there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Terms {
+    /// Both, as in the paper.
+    #[default]
+    Both,
+    /// The distance to the positive alone.
+    Pull,
+    /// The logarithm alone: Dispersive Loss (Wang and He 2025) on low-noise samples.
+    Push,
+}
+
+impl Terms {
+    fn are_both(&self) -> bool {
+        *self == Self::Both
+    }
+}
+
 /// How the tokens of an image become one feature.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,6 +87,9 @@ pub struct ContrastConfig {
     pub pool: Pool,
     /// What tau is measured against.
     pub norm: Norm,
+    /// Which parts of the loss there are.
+    #[serde(default, skip_serializing_if = "Terms::are_both")]
+    pub terms: Terms,
 }
 
 /// The loss and what it consists of.
@@ -126,8 +148,13 @@ pub fn contrast(
         None => x.mean(Kind::Float),
     };
     let others = (batch.size()[0] - 1).max(1) as f64;
+    let (pull, push) = (|| &to_positive / config.tau, || terms.logsumexp(1, false));
     Contrast {
-        loss: mean(&(&to_positive / config.tau + terms.logsumexp(1, false))),
+        loss: mean(&match config.terms {
+            Terms::Both => pull() + push(),
+            Terms::Pull => pull(),
+            Terms::Push => push(),
+        }),
         pull: mean(&to_positive.detach()),
         // An anchor's distance to itself is zero, so the sum over all is the sum over the others.
         push: mean(&(to_batch.detach().sum_dim_intlist(1, false, Kind::Float) / others)),
@@ -153,6 +180,7 @@ mod tests {
         detach: true,
         pool: Pool::Mean,
         norm: Norm::None,
+        terms: Terms::Both,
     };
 
     /// One anchor at 0, its positive at 1, the others of the batch at 2 and 3, in one dimension.
@@ -171,6 +199,14 @@ mod tests {
         expect(Denominator::Eq14, others);
         expect(Denominator::Algorithm1, 1.0 + others);
         expect(Denominator::InfoNce, (-2f64).exp() + others);
+    }
+
+    #[test]
+    fn pull_and_push_alone_are_the_two_parts() {
+        let of = |terms| by_hand(&ContrastConfig { terms, ..CONFIG });
+        assert!((of(Terms::Pull) - 2.0).abs() < 1e-6);
+        assert!((of(Terms::Pull) + of(Terms::Push) - of(Terms::Both)).abs() < 1e-6);
+        assert!(!serde_json::to_string(&CONFIG).unwrap().contains("terms"), "keys of older trainings stay");
     }
 
     #[test]

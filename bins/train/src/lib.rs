@@ -1,6 +1,6 @@
 //! lcf-train: trains a DiT with flow matching or Local Contrastive Flow.
 //!
-//! [`batch`] draws what a step needs, [`objective`] turns it into losses ([`flow`]: Equation 12, [`contrast`]:
+//! [`batch`] draws what a step needs ([`times`] is the law of t), [`objective`] turns it into losses ([`flow`]: Equation 12, [`contrast`]:
 //! Equation 14 and Algorithm 1), [`step`] makes one update with [`optim`], [`run`] repeats it with checkpoints. [`ranks`]
 //! are several processes that do so together, [`launch`] starts them.
 
@@ -21,5 +21,6 @@ pub mod ranks;
 pub mod run;
 pub mod step;
 pub mod tensorboard;
+pub mod times;
 
 pub use config::TrainConfig;

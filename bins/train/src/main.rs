@@ -57,6 +57,10 @@ struct Args {
     /// Minutes between checkpoints
     #[arg(long, value_name = "M", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     checkpoint_minutes: u64,
+    /// Epochs between comparisons of the gradients of the two terms of the loss, in metrics.csv; each takes a step by the
+    /// reference, and its memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    term_norms: Option<u64>,
     /// What computes the step on CUDA
     #[arg(long, value_enum, default_value_t = EngineArg::Fused)]
     engine: EngineArg,
@@ -71,6 +75,7 @@ impl Args {
             checkpoint_steps: self.checkpoint_steps,
             checkpoint_every: Duration::from_secs(60 * self.checkpoint_minutes),
             engine: self.engine.into(),
+            term_norms: self.term_norms,
         }
     }
 }
@@ -161,7 +166,7 @@ fn follow(
     }
     let device = ranks.open(&args.device)?;
     let images = pixels::load(&dataset.train, device);
-    if run::follow(config, input, images, args.engine.into(), ranks)? {
+    if run::follow(config, input, images, args.pace(), ranks)? {
         ranks.leave()?;
         // Rank 0 says what has happened.
         exit(i32::from(STOPPED));

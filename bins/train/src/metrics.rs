@@ -7,11 +7,12 @@ use std::{fs, io::Write, path::Path, time::Instant};
 /// Name of the file.
 pub const FILE: &str = "metrics.csv";
 
-/// The header line. Losses are means over the interval; `flow` and its bins are mean square errors per dimension.
+/// The header line. Losses are means over the interval; `flow` and its bins are mean square errors per dimension. The
+/// gradient norms of the two terms are of one step, see [`Window::terms`].
 pub fn header() -> String {
     let bins: Vec<String> = (0..BINS).map(bin_name).collect();
     format!(
-        "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,lr,skipped,overflow,ms_per_step,img_per_s",
+        "step,epoch,loss,flow,contrast,pull,push,anchors,{},grad_norm,flow_grad_norm,contrast_grad_norm,lr,skipped,overflow,ms_per_step,img_per_s",
         bins.join(",")
     )
 }
@@ -26,12 +27,13 @@ pub fn bin_name(bin: usize) -> String {
 pub struct Window {
     start: Instant,
     totals: Totals,
+    terms: [f64; 2],
 }
 
 impl Window {
     /// An empty interval that starts now.
     pub fn new() -> Self {
-        Self { start: Instant::now(), totals: Totals::default() }
+        Self { start: Instant::now(), totals: Totals::default(), terms: [f64::NAN; 2] }
     }
 
     /// Milliseconds a step so far.
@@ -49,6 +51,11 @@ impl Window {
         self.totals.merge(totals);
     }
 
+    /// Sets the gradient norms of L_FM and of lambda L_cons at the last step.
+    pub fn terms(&mut self, norms: [f64; 2]) {
+        self.terms = norms;
+    }
+
     /// The row. What had no sample in the interval is empty.
     pub fn row(&self, step: u64, epoch: f64, batch: usize) -> String {
         let t = &self.totals;
@@ -60,6 +67,7 @@ impl Window {
         cells.push(number(mean(t.anchors as f64, counted)));
         cells.extend((0..BINS).map(|bin| number(mean(t.flow[bin], t.samples[bin]))));
         cells.push(number(mean(t.grad_norm, counted)));
+        cells.extend(self.terms.map(number));
         cells.push(number(t.lr));
         cells.extend([t.skipped.to_string(), t.overflow.to_string()]);
         cells.extend([format!("{ms:.2}"), format!("{:.1}", batch as f64 * 1e3 / ms.max(1e-9))]);
@@ -129,6 +137,7 @@ mod tests {
             reports.iter().zip(1..).for_each(|(report, step)| totals.add(report, step));
             window.add(&totals);
         }
+        window.terms([5.0, 7.0]);
         let row = window.row(12, 0.5, 256);
         let cell = |name: &str| {
             let at = header().split(',').position(|n| n == name).unwrap();
@@ -136,6 +145,7 @@ mod tests {
         };
         assert_eq!(row.split(',').count(), header().split(',').count());
         assert_eq!(cell("loss"), "2.000000e0");
+        assert_eq!((cell("flow_grad_norm"), cell("contrast_grad_norm")), ("5.000000e0".into(), "7.000000e0".into()));
         assert_eq!((cell("flow_t0.1"), cell("flow_t0.0")), ("5.000000e-1".into(), String::new()));
         assert_eq!((cell("contrast"), cell("skipped"), cell("step")), ("3.000000e0".into(), "1".into(), "12".into()));
     }

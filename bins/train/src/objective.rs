@@ -16,6 +16,8 @@ use tch::{Kind, Tensor};
 pub struct Losses {
     /// What is minimised, Equation 15: scalar. Of one among several ranks, a part whose gradients add up to those of it.
     pub total: Tensor,
+    /// The two terms that it is the sum of: L_FM, and lambda L_cons where there were anchors.
+    pub terms: (Tensor, Option<Tensor>),
     /// Its value, without gradient; those of several ranks add up to it.
     pub value: Tensor,
     /// Mean square error per dimension of each regressed sample, `[R]`, no gradient.
@@ -66,11 +68,12 @@ pub fn losses_among(ranks: &Ranks, dit: &Dit, batch: &Batch, whole: Whole, confi
     let regressed = (whole.samples - if config.objective.cuts() { whole.low } else { 0 }).max(1) as f64;
     let flow = per_sample.sum(Kind::Float) / regressed;
     let lambda = config.contrast().map_or(0.0, |options| options.lambda);
-    let (total, value) = match &contrasted {
-        Some((contrast, own)) => {
-            (&flow + own * lambda, flow.detach() + &contrast.loss.detach() * (lambda / ranks.size() as f64))
+    let weighted = contrasted.as_ref().map(|(_, own)| own * lambda);
+    let (total, value) = match (&contrasted, &weighted) {
+        (Some((contrast, _)), Some(weighted)) => {
+            (&flow + weighted, flow.detach() + &contrast.loss.detach() * (lambda / ranks.size() as f64))
         }
-        None => (flow.shallow_clone(), flow.detach()),
+        _ => (flow.shallow_clone(), flow.detach()),
     };
     let dimensions = match config.reduction {
         Reduction::Mean => 1.0,
@@ -78,6 +81,7 @@ pub fn losses_among(ranks: &Ranks, dit: &Dit, batch: &Batch, whole: Whole, confi
     };
     Losses {
         total,
+        terms: (flow, weighted),
         value,
         flow: per_sample.detach() / dimensions,
         t: rest(t, first_regressed),

@@ -43,6 +43,15 @@ pub struct Pace {
     pub checkpoint_every: Duration,
     /// What computes the residual stream; changes results by rounding alone.
     pub engine: Engine,
+    /// Epochs between comparisons of the gradients of the two terms of the loss, where given.
+    pub term_norms: Option<u64>,
+}
+
+impl Pace {
+    /// Whether they are compared after so many steps.
+    fn terms_are_due(&self, trainer: &Trainer, steps: u64) -> bool {
+        self.term_norms.is_some_and(|epochs| steps.is_multiple_of(epochs * trainer.steps_per_epoch()))
+    }
 }
 
 /// Time between two looks at what happened on a device.
@@ -97,13 +106,17 @@ pub fn train(
 ///
 /// # Errors
 /// The connection's.
-pub fn follow(config: &TrainConfig, input: Input, images: Tensor, engine: Engine, ranks: &Ranks) -> Result<bool> {
+pub fn follow(config: &TrainConfig, input: Input, images: Tensor, pace: Pace, ranks: &Ranks) -> Result<bool> {
     let stop = signals()?;
-    let mut trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(engine);
+    let mut trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(pace.engine);
     let first = ranks.align(&mut trainer, 0)?;
     for step in first..config.epochs * trainer.steps_per_epoch() {
         trainer.advance(step);
         let [stopping, saving] = ranks.agree([stop.load(Ordering::Relaxed), false])?;
+        if pace.terms_are_due(&trainer, step + 1) {
+            trainer.take();
+            trainer.term_norms(step);
+        }
         if stopping || saving {
             ranks.same(&trainer.params.flat, step + 1)?;
         }
@@ -170,6 +183,9 @@ impl Run<'_> {
             self.looked = Instant::now();
             self.check(&totals, &display)?;
             window.add(&totals);
+            if self.pace.terms_are_due(&self.trainer, self.progress.step) {
+                self.trainer.term_norms(self.progress.step - 1).into_iter().for_each(|norms| window.terms(norms));
+            }
             self.end_of_epoch(&mut events)?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
             // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
@@ -220,15 +236,19 @@ impl Run<'_> {
         }
         self.progress.skipped += totals.skipped;
         let Totals { skipped, in_a_row, last_bad, .. } = *totals;
+        // Where the weights are still those of that step, it can be computed again.
+        let place = (last_bad == self.progress.step).then(|| self.trainer.diagnose(last_bad - 1)).flatten();
+        let place = place.map(|place| format!(", first {place}")).unwrap_or_default();
         display.say(&format!(
-            "train: step {last_bad}: loss or gradient not finite, update left out ({skipped} of the last {} steps, \
+            "train: step {last_bad}: loss or gradient not finite{place}; update left out ({skipped} of the last {} steps, \
              {in_a_row} in a row)",
             totals.steps
         ));
         if in_a_row < MAX_SKIPPED_IN_A_ROW {
             return Ok(());
         }
-        let message = format!("{in_a_row} steps in a row up to step {last_bad} were not finite; training stopped");
+        let message =
+            format!("{in_a_row} steps in a row up to step {last_bad} were not finite{place}; training stopped");
         let hint = "lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept in this directory";
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }

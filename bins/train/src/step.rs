@@ -1,5 +1,8 @@
 //! One training step: draw, forward, backward, clip, AdamW, moving average.
 
+mod diagnose;
+mod terms;
+
 use crate::{
     batch::{Sampler, Whole, time_bin},
     captured::Captured,
@@ -236,7 +239,12 @@ impl Trainer {
 
     /// Gradient of `loss` over all parameters, fp32 `[len]`.
     fn gradient(&self, loss: &Tensor) -> Tensor {
-        let mut gradients = Tensor::run_backward(&[loss], &self.leaves, false, false);
+        self.gradient_keeping(loss, false)
+    }
+
+    /// [`Trainer::gradient`]; `graph`: whether the graph is kept for another loss of the same forward pass.
+    fn gradient_keeping(&self, loss: &Tensor, graph: bool) -> Tensor {
+        let mut gradients = Tensor::run_backward(&[loss], &self.leaves, graph, false);
         for (gradient, leaf) in gradients.iter_mut().zip(&self.leaves) {
             // A layer that no sample of this batch went through.
             if !gradient.defined() {
@@ -294,7 +302,7 @@ mod tests {
 
     const INPUT: Input = Input { channels: 3, side: 4 };
 
-    fn trainer(objective: &str, edit: impl Fn(&mut TrainConfig)) -> Trainer {
+    pub(super) fn trainer(objective: &str, edit: impl Fn(&mut TrainConfig)) -> Trainer {
         let mut config = small(objective);
         edit(&mut config);
         Trainer::new(&config.resolved(), INPUT, numbered(50, 3, 4))

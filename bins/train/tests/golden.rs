@@ -74,6 +74,7 @@ const PLAIN: ContrastConfig = ContrastConfig {
     detach: false,
     pool: Pool::Mean,
     norm: Norm::None,
+    terms: Terms::Both,
 };
 
 /// What `gen.py` stores of a reading, in this order.

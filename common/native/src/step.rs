@@ -63,6 +63,8 @@ struct RawDraw {
     frequencies: *mut c_void,
     threshold: c_float,
     positive: c_float,
+    logit_mean: c_float,
+    logit_std: c_float,
     batch: c_int,
     samples: c_int,
     slots: c_int,
@@ -149,6 +151,8 @@ pub struct Draws {
     pub threshold: f32,
     /// t of the positives.
     pub positive: f32,
+    /// Mean and standard deviation of logit(t), which is normal; without them t is uniform. `threshold` is 0 with them.
+    pub logit_normal: Option<(f32, f32)>,
     /// Samples of a step, over all ranks.
     pub batch: i64,
     /// Anchor slots of a step, over all ranks: a copy of so many samples, the first ones, at the positives' t follows them.
@@ -230,6 +234,8 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         frequencies: drawn.frequencies.data_ptr(),
         threshold: with.threshold,
         positive: with.positive,
+        logit_mean: with.logit_normal.map_or(0.0, |(mean, _)| mean),
+        logit_std: with.logit_normal.map_or(0.0, |(_, std)| std),
         batch: with.batch as c_int,
         samples: b as c_int,
         slots: slots as c_int,

@@ -61,6 +61,7 @@ struct Draw {
   float* target;           // [b, N, p p C]
   bf16* frequencies;       // [b + K, 256]
   float threshold, positive;
+  float logit_mean, logit_std;  // of a logit-normal t; 0: t is uniform
   int batch, samples, slots, rank, ranks;  // B, b, K, r, R
   int steps_per_epoch, channels, side, patch;
 };
@@ -107,7 +108,9 @@ __global__ void draw_order(Draw d) {
       const int at = place / d.ranks;
       d.id[at] = first + i;
       d.image[at] = d.order[in_epoch + i];
-      d.t[at] = t;
+      // The quantiles of 0 and 1 are infinite.
+      const float z = d.logit_mean + d.logit_std * normcdfinvf(fminf(t + 0x1p-25f, 1.0f - 0x1p-24f));
+      d.t[at] = d.logit_std > 0.0f ? 1.0f / (1.0f + expf(-z)) : t;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
