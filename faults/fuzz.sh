@@ -25,6 +25,8 @@ done
 
 # libFuzzer's instrumentation is a flag of nightly compilers, which this lets the stable one take.
 export RUSTC_BOOTSTRAP=1
+export LIBTORCH=${LIBTORCH:-$PWD/../.venv/libtorch}
+export LD_LIBRARY_PATH=$LIBTORCH/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 cargo fuzz build --fuzz-dir fuzz -s none any
 program=$(find fuzz/target -path '*/release/any' -type f -perm -u+x | head -n 1)
 
@@ -35,7 +37,7 @@ for target in "${targets[@]}"; do
   mkdir -p "$corpus"
   start=$SECONDS
   code=0
-  LCF_FUZZ=$target "$program" "${limit[@]}" -max_len=65536 -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 \
+  LCF_FUZZ=$target "$program" "${limit[@]}" -max_len=16384 -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 \
     -artifact_prefix="$PWD/targets/seeds/$target/" "$corpus" "targets/seeds/$target" >"$log" 2>&1 || code=$?
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
   if [[ $code == 0 ]]; then

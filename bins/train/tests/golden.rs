@@ -9,7 +9,7 @@ use lcf_model::{Dit, ModelConfig, Precision, adamw::AdamW, config::Input, params
 use lcf_train::{
     TrainConfig,
     batch::Batch,
-    contrast::{ContrastConfig, Denominator, Norm, Pool, Positive, contrast, pool},
+    contrast::{ContrastConfig, Denominator, Norm, Pool, Positive, Terms, contrast, pool},
     flow::{Reduction, flow_loss},
     objective::losses,
     optim::{OptimConfig, clip, ema, norm},
