@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::{
     batch::{Batch, Whole},
     objective::losses_among,
+    optim::norm,
     ranks::Ranks,
 };
 use lcf_model::path;
@@ -63,15 +64,24 @@ impl Trainer {
             let low = (batch.low - first).clamp(0, n);
             let own = Batch { x0: part(&batch.x0), eps: part(&batch.eps), t: part(&batch.t), low };
             let losses = losses_among(&Ranks::alone(), &self.dit, &own, Whole { samples: n, low }, &self.config);
-            if first_bad_row(&losses.flow.view([-1, 1])).is_some() {
-                return Some("the flow loss".into());
+            if let Some(row) = first_bad_row(&losses.flow.view([-1, 1])) {
+                let row = row + first + if self.config.objective.cuts() { low } else { 0 };
+                let t = batch.t.double_value(&[row]);
+                return Some(format!("the flow loss of sample {row} of the batch, t = {t:.6}"));
             }
-            if losses.contrast.as_ref().is_some_and(|contrast| !contrast.loss.double_value(&[]).is_finite()) {
+            let is_finite = |x: &Tensor| x.double_value(&[]).is_finite();
+            if losses.contrast.as_ref().is_some_and(|contrast| !is_finite(&contrast.loss)) {
                 return Some("the contrastive loss".into());
             }
             let gradient = self.gradient(&losses.total);
-            let (name, index) = self.params.layout.first_not_finite(&gradient)?;
-            Some(format!("number {index} of the gradient of {name}"))
+            if let Some((name, index)) = self.params.layout.first_not_finite(&gradient) {
+                return Some(format!("number {index} of the gradient of {name}"));
+            }
+            // Numbers beyond 1e19 are finite, and their squares are not.
+            (!is_finite(&norm(&gradient))).then(|| {
+                let largest = gradient.abs().max().double_value(&[]);
+                format!("the norm of the gradient, whose largest number is {largest:.1e}")
+            })
         })
     }
 }
@@ -88,10 +98,11 @@ fn first_bad_row(x: &Tensor) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::trainer;
+    use crate::flow::Reduction;
 
     /// What is found at step 3 after every number of the parameter `name` was set to `value`.
     fn place(objective: &str, name: &str, value: f64) -> Option<String> {
-        let mut trainer = trainer(objective, |_| {});
+        let mut trainer = trainer(objective, |c| c.reduction = Reduction::Sum);
         (0..3).for_each(|step| drop(trainer.step(step)));
         let spec = trainer.params.layout.specs.iter().find(|spec| spec.name == name).unwrap();
         let _ = trainer.params.flat.narrow(0, spec.offset, spec.len()).fill_(value);
@@ -106,9 +117,11 @@ mod tests {
         for objective in ["fm", "fm_truncated", "lcf", "fm_contrastive"] {
             let at = |name, value| place(objective, name, value).unwrap_or_default();
             assert_eq!(at("blocks.1.mlp.fc2.bias", f64::NAN), "weight 0 of blocks.1.mlp.fc2.bias");
-            assert_eq!(at("final_layer.linear.bias", 3e38), "the flow loss");
+            assert!(at("final_layer.linear.bias", 3e38).starts_with("the flow loss of sample "), "{objective}");
             let found = at("blocks.1.adaLN_modulation.1.bias", 3e38);
             assert!(found.starts_with("the output of block 1 of sample "), "{objective}: {found}");
+            let found = at("final_layer.linear.bias", 1e18);
+            assert!(found.starts_with("the norm of the gradient, whose largest number is "), "{objective}: {found}");
             assert_eq!(place(objective, "final_layer.linear.bias", 0.0), None);
         }
     }
