@@ -238,7 +238,7 @@ impl Run<'_> {
         let Totals { skipped, in_a_row, last_bad, .. } = *totals;
         // Where the weights are still those of that step, it can be computed again.
         let place = (last_bad == self.progress.step).then(|| self.trainer.diagnose(last_bad - 1)).flatten();
-        let place = place.map(|place| format!(", first {place}")).unwrap_or_default();
+        let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
         display.say(&format!(
             "train: step {last_bad}: loss or gradient not finite{place}; update left out ({skipped} of the last {} steps, \
              {in_a_row} in a row)",
