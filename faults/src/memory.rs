@@ -62,6 +62,8 @@ fn within(
     let ending = match (output.status.code(), output.status.signal()) {
         (Some(0), _) => "had room",
         (Some(127), _) if text.contains("loading shared libraries") => "could not start",
+        // Its library ends the process itself where a thread has no room for its stack.
+        (Some(1), _) if text.contains("libgomp: Thread creation failed: ") => "ended by OpenMP with the reason",
         (Some(1), _) if ["memory", "temporarily unavailable"].iter().any(|reason| text.contains(reason)) => {
             ensure!(!text.contains("unwrap") && text.contains("hint: "), "no clear error: {text}");
             "refused with the reason"
