@@ -33,6 +33,7 @@ pub mod error;
 pub mod fetch;
 pub mod grid;
 pub mod npy;
+pub mod prepare;
 pub mod progress;
 pub mod provenance;
 pub mod random;
