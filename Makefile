@@ -16,6 +16,7 @@ SIZE    ?= ci
 SEED    ?= 0
 CASE    ?=
 FUZZ    ?=
+BENCH_SECONDS ?= 10
 ifndef CUDA
 CUDA    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi 2>/dev/null)),1,0)
 endif
@@ -31,7 +32,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build all show smoke cifar10 test check unit faults fuzz python-test gc clean distclean
+.PHONY: help deps build all show smoke cifar10 test check unit faults fuzz python-test bench gc clean distclean
 
 include pipelines/stages.mk
 
@@ -55,6 +56,8 @@ make TARGET [VARIABLE=VALUE]...
   unit       unit, golden and integration tests
   faults     break the pipeline on purpose: kills, faults of the disk, damaged files, races (docs/faults.md)
   fuzz       libFuzzer on the readers of files from strangers (needs cargo-fuzz; docs/faults.md)
+  bench      how fast each stage computes, beside PyTorch's training step where Python can import torch: a table, and
+             docs/bench/DEVICE.md with the machine. Minutes; reads no artifacts [P=cifar10-lcf on CUDA, else P=smoke]
   python-test  whether PyTorch loads the model of the run P and, exported, draws its samples; skipped where Python
              cannot import torch
   gc         remove artifacts that no run needs, and interrupted builds
@@ -72,6 +75,7 @@ make TARGET [VARIABLE=VALUE]...
   TINY=PATH      local copy of Tiny-ImageNet-200 for P=tiny-imagenet: zip or folder [downloaded]
   RAW=PATH       prepare any run from this path: --data of lcf-prepare [downloaded]
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
+  BENCH_SECONDS=S  bench: seconds that each thing is measured for [10]
   SIZE=full      faults: all cases, about an hour and a half, instead of a sample
   SUITE=NAMES    faults: only these; SEED=N: another sample; CASE=N: one case of one of them
   FUZZ=NAMES     fuzz: only these targets [all: up to 10 million executions or half an hour each]
@@ -141,6 +145,14 @@ fuzz: deps
 python-test: $(RUN)/train.stamp $(RUN)/sample.stamp
 	LCF_TRAIN=$(RUN)/train cargo test --release --workspace --test golden interop
 	LCF_RUN=$(RUN) cargo test --release --workspace --test artifact pytorch
+	cargo test --release --workspace --test report pytorch
+
+# Full size where there is CUDA, unless the run is given. The stages make their own images, at random.
+BENCH_RUN := $(if $(filter file,$(origin P)),$(if $(filter-out cpu,$(DEVICE)),$(if $(filter 1,$(CUDA)),cifar10-lcf)))
+bench: private P := $(or $(BENCH_RUN),$(P))
+bench: build
+	@P='$(P)' CFG='$(CFG)' SET='$(SET)' DEVICE='$(DEVICE)' GPUS='$(GPUS)' DATA='$(DATA)' BIN='$(TARGET)/release' \
+	    BENCH_SECONDS='$(BENCH_SECONDS)' pipelines/bench/run.sh
 
 gc: build
 	$(ARTIFACT) gc --store $(STORE) --runs $(DATA)/runs
@@ -149,4 +161,4 @@ clean:
 	rm -rf $(RUN)
 
 distclean:
-	rm -rf target .venv $(STORE) $(DATA)/runs
+	rm -rf target .venv $(STORE) $(DATA)/runs $(DATA)/bench

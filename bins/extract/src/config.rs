@@ -45,18 +45,24 @@ impl Section for Config {
 }
 
 impl Config {
+    /// Whether a model of `depth` blocks has the layer.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where not.
+    pub fn check_layer(&self, depth: i64) -> Result<()> {
+        let layer = self.layer;
+        match layer as i64 <= depth {
+            true => Ok(()),
+            false => Err(Error::usage(format!("extract.layer: {layer} is not in 1..={depth}, the model's blocks"))),
+        }
+    }
+
     /// Whether the model has the layer and takes the images.
     ///
     /// # Errors
     /// [`Error::Usage`] for the layer, [`Error::Bad`] naming `data` for images of another shape.
     pub fn check(&self, model: &trained::Meta, images: &dataset::Meta, data: &Path) -> Result<()> {
-        let depth = model.model.depth;
-        if self.layer as i64 > depth {
-            return Err(Error::usage(format!(
-                "extract.layer: {} is not in 1..={depth}, the model's blocks",
-                self.layer
-            )));
-        }
+        self.check_layer(model.model.depth)?;
         let found = [images.channels, images.height, images.width].map(|n| n as i64);
         let expected = [model.input.channels, model.input.side, model.input.side];
         if found == expected {

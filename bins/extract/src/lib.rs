@@ -1,5 +1,6 @@
 //! lcf-extract: token-mean features of one layer of a frozen model, at a grid of timesteps.
 
+pub mod bench;
 pub mod config;
 pub mod forward;
 pub mod run;

@@ -1,8 +1,9 @@
 //! lcf-extract.
 
 use clap::Parser;
-use lcf_extract::{Config, VERSION, run};
+use lcf_extract::{Config, VERSION, bench, run};
 use lcf_model::{
+    bench::{BenchArgs, inputs::Shapes},
     device::{self, DeviceArgs},
     features::{META, Meta},
     trained::Trained,
@@ -26,15 +27,29 @@ struct Args {
     stage: StageArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// The train artifact, or a link to it
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
-    /// The dataset artifact, or a link to it
-    #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: Option<Inputs>,
+    #[command(flatten)]
+    bench: BenchArgs,
     /// Images at a time: 512 on CUDA and 64 on the CPU if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Inputs {
+    /// The train artifact, or a link to it
+    #[arg(long, value_name = "PATH", required = false, required_unless_present = "bench")]
+    model: PathBuf,
+    /// The dataset artifact, or a link to it
+    #[arg(long, value_name = "PATH", required = false, required_unless_present = "bench")]
+    data: PathBuf,
+}
+
+impl Args {
+    fn batch(&self, device: Device) -> usize {
+        self.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize
+    }
 }
 
 fn main() -> ExitCode {
@@ -43,9 +58,15 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = args.stage.section()?;
-    let trained = Trained::open(&args.model)?;
-    let data = Dataset::open(&args.data)?;
-    config.check(&trained.meta, &data.meta, &args.data)?;
+    let Some(inputs) = &args.inputs else {
+        let bench = args.bench.open(&args.device)?;
+        let batch = args.batch(bench.device());
+        bench::run(bench, &config, &Shapes::of(&args.stage)?, batch)?.print(args.stage.json);
+        return Ok(());
+    };
+    let trained = Trained::open(&inputs.model)?;
+    let data = Dataset::open(&inputs.data)?;
+    config.check(&trained.meta, &data.meta, &inputs.data)?;
     if trained.meta.data != data.artifact.digest() {
         eprintln!("extract: note: these images are not the dataset artifact that the model was trained on");
     }
@@ -56,8 +77,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             let device = args.device.open()?;
             device::record(work.provenance(), device);
             let started = Instant::now();
-            let batch = args.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize;
-            run::run(&config, &trained, &data, device, batch, &work)?;
+            run::run(&config, &trained, &data, device, args.batch(device), &work)?;
             let features = (data.train.count + data.test.count) * config.timesteps.len();
             let seconds = started.elapsed().as_secs_f64();
             eprintln!("extract: {features} features in {seconds:.1} s, {:.0}/s", features as f64 / seconds);

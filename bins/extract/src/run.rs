@@ -93,7 +93,7 @@ fn compute(
 }
 
 /// One copy from the device.
-fn values(features: &Tensor) -> Vec<f32> {
+pub(crate) fn values(features: &Tensor) -> Vec<f32> {
     Vec::try_from(features.to_device(Device::Cpu).view([-1])).expect("fp32 on the CPU")
 }
 

@@ -9,9 +9,12 @@ use lcf_model::{
     features::{Features, META, Part},
     pixels, weights,
 };
-use lcf_store::dataset::Dataset;
+use lcf_store::{bench::Outcome, dataset::Dataset};
 use serde_json::Value;
-use std::{fs, process::Output};
+use std::{
+    fs,
+    process::{Command, Output},
+};
 use tch::{Device, Kind, Tensor};
 
 fn text(bytes: &[u8]) -> String {
@@ -121,4 +124,23 @@ fn a_feature_that_is_not_finite_is_named_and_nothing_is_published() {
     assert!(text(&output.stderr).contains("hint: "));
     let published = fs::read_dir(fixture.path("store/extract")).unwrap().map(|e| e.unwrap().file_name());
     assert!(published.into_iter().all(|name| name.to_string_lossy().starts_with('.')));
+}
+
+/// No time is asserted: only that something was measured, and against what.
+#[test]
+fn the_bench_needs_no_artifacts_and_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lcf-extract"));
+    command.env("OMP_WAIT_POLICY", "passive").current_dir(dir.path());
+    command.args(["--bench", "--json", "--bench-seconds", "0.02", "--device", "cpu", "--config"]);
+    let output = command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../pipelines/smoke.json")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outcome: Outcome = serde_json::from_slice(&output.stdout).unwrap();
+    let measured = &outcome.measurements[0];
+    let times = measured.times;
+    assert!(times.n > 0 && times.p5_ms > 0.0 && times.p5_ms <= times.median_ms && times.median_ms <= times.p95_ms);
+    assert!(outcome.rates.flop_per_s > 0.0 && outcome.rates.bytes_per_s > 0.0 && outcome.peak_bytes.unwrap() > 0);
+    assert!(measured.items_per_s > 0.0 && measured.share.unwrap() > 0.0, "{measured:?}");
+    assert_eq!((outcome.stage.as_str(), measured.items, measured.item.as_str()), ("extract", 64.0, "features"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

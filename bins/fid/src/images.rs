@@ -86,6 +86,16 @@ impl Images {
         Self { path: path.to_owned(), kind, split: None, source, chosen: (0..count).collect() }
     }
 
+    /// `data`, uint8 `[N, H, W, C]` of `shape` `[H, W, C]`.
+    ///
+    /// # Panics
+    /// When `data` is no whole number of images.
+    pub fn of(data: Vec<u8>, shape: [usize; 3]) -> Self {
+        let size = shape.iter().product::<usize>();
+        assert!(data.len().is_multiple_of(size), "{} bytes in images of {size}", data.len());
+        Self::new(Path::new("memory"), "memory", data.len() / size, Source::Memory { data, shape })
+    }
+
     fn artifact(path: &Path, split: Split) -> Result<Self> {
         let artifact = Artifact::open_any(path)?;
         let stage = artifact.manifest().stage.clone();

@@ -90,6 +90,11 @@ impl Inception {
         Ok(Self { module, device, resize, batch })
     }
 
+    /// Images at once.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
     /// Where it computes.
     pub fn device(&self) -> Device {
         self.device
@@ -108,7 +113,19 @@ impl Inception {
         let n = images.len();
         let bar = progress::bar(n as u64, what, "images");
         let start = Instant::now();
-        let mut out = vec![0.0; n * DIM];
+        let out = self.compute(images, |n| bar.inc(n as u64))?;
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
+        Ok(out)
+    }
+
+    /// [`Inception::features`] without a word; calls `tick` with the number of images after each batch.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn compute(&self, images: &Images, mut tick: impl FnMut(usize)) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; images.len() * DIM];
         // The executor's own optimisation compiles anew for every batch size and, on CUDA, calls a run-time compiler
         // that need not be installed; what it fuses is a few per cent. The switch is this thread's.
         jit::f_set_graph_executor_optimize(false)?;
@@ -119,13 +136,10 @@ impl Inception {
             for chunk in out.chunks_mut(self.batch * DIM) {
                 let pixels = batches.recv().context("the thread that reads images stopped")??;
                 no_grad(|| self.forward(&pixels, chunk)).map_err(|error| torch(self.device, &error))?;
-                bar.inc((chunk.len() / DIM) as u64);
+                tick(chunk.len() / DIM);
             }
             anyhow::Ok(())
         })?;
-        bar.finish_and_clear();
-        let seconds = start.elapsed().as_secs_f64();
-        eprintln!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
         check_finite(&out, |i| images.name(i))?;
         Ok(out)
     }

@@ -8,6 +8,7 @@
 //! the stage, [`reference`] the artifact of the real images' statistics, [`report`], [`text`] and [`neighbours`] what it says,
 //! [`compare`] the subcommand for any two sets.
 
+pub mod bench;
 pub mod chart;
 pub mod compare;
 pub mod config;

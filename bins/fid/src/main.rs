@@ -2,7 +2,8 @@
 //! images.
 
 use clap::{Args, Parser, Subcommand};
-use lcf_fid::{compare, compare::CompareArgs, evaluate, inception::ComputeArgs, text};
+use lcf_fid::{bench, compare, compare::CompareArgs, evaluate, inception::ComputeArgs, text};
+use lcf_model::bench::BenchArgs;
 use lcf_store::{cli, cli::StageArgs};
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
@@ -17,6 +18,8 @@ struct Cli {
     stage: Option<StageArgs>,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    bench: BenchArgs,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -31,10 +34,10 @@ enum Command {
 struct Inputs {
     /// Artifact of lcf-sample, or a link to it. Given several times, for samples that differ in their seed alone: the first
     /// gives the headline, all of them the spread
-    #[arg(long, value_name = "PATH", required = true)]
+    #[arg(long, value_name = "PATH", required_unless_present = "bench")]
     samples: Vec<PathBuf>,
     /// Dataset of lcf-prepare, or a link to it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required = false, required_unless_present = "bench")]
     data: PathBuf,
 }
 
@@ -42,6 +45,10 @@ fn main() -> ExitCode {
     cli::main("fid", |args: Cli| match (args.command, args.inputs, args.stage) {
         (Some(Command::Compare(args)), ..) => run_compare(&args),
         (None, Some(inputs), Some(stage)) => run_stage(&stage, &inputs, &args.compute),
+        (None, None, Some(stage)) if args.bench.bench => {
+            bench::run(&stage, &args.bench, &args.compute)?.print(stage.json);
+            Ok(())
+        }
         // clap has asked for the flags that are required by then.
         _ => Err(lcf_store::Error::usage("expected --config, --samples and --data, or compare").into()),
     })

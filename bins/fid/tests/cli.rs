@@ -31,6 +31,9 @@ fn usage() {
     fails(dir, &["--config", "x", "compare", "--real", "a", "--fake", "b"], 2, &["cannot be used with"]);
     fails(dir, &["compare", "--real", "a", "--fake", "b", "--batch", "0"], 2, &["--batch"]);
     fails(dir, &["compare", "--real", "a", "--fake", "b", "--resize", "cubic"], 2, &["tf1", "half-pixel"]);
+    fails(dir, &["--bench"], 2, &["--config <FILE>"]);
+    fails(dir, &["--bench", "--config", "x", "--data", "a"], 2, &["cannot be used with"]);
+    fails(dir, &["--bench", "compare", "--real", "a", "--fake", "b"], 2, &["cannot be used with"]);
     let stage = ["--config", "run.json", "--samples", "a", "--data", "b"];
     fails(dir, &stage, 2, &["fid: error: run.json: cannot read the config"]);
     fs::write(dir.join("run.json"), r#"{"fid": {"reference": 1}}"#).unwrap();

@@ -1,7 +1,7 @@
 //! The stage from artifacts to artifact, with the real network on a handful of images.
 
 use crate::fixtures::{bytes, dataset, fid, outcome, provide, samples, samples_of, weights};
-use lcf_store::Artifact;
+use lcf_store::{Artifact, bench::Outcome};
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
@@ -184,4 +184,25 @@ fn a_folder_with_half_a_jpeg_is_refused_by_name() {
     let (code, stdout, stderr) = outcome(&fid(dir, &compare));
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
     assert!(stderr.contains("half/sub/x.jpg: not a readable image: a JPEG that is cut off\nhint: "), "{stderr}");
+}
+
+/// No time is asserted: only that something was measured, and against what.
+#[test]
+fn the_bench_needs_the_network_alone() {
+    let Some(weights) = weights("the_bench_needs_the_network_alone") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    provide(temp.path(), &weights);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../../pipelines/smoke.json");
+    let args = ["--bench", "--json", "--bench-seconds", "0.02", "--device", "cpu", "--batch", "2", "--config", config];
+    let (code, stdout, stderr) = outcome(&fid(temp.path(), &args));
+    assert_eq!(code, 0, "{stderr}");
+    let outcome: Outcome = serde_json::from_str(&stdout).unwrap();
+    let [features, distance] = outcome.measurements.as_slice() else { panic!("{outcome:?}") };
+    for one in [features, distance] {
+        assert!(one.times.n > 0 && one.times.p5_ms > 0.0 && one.items_per_s > 0.0, "{one:?}");
+    }
+    assert_eq!((features.items, features.item.as_str(), distance.share), (2.0, "images", None));
+    assert!(features.share.unwrap() > 0.0 && outcome.rates.flop_per_s > 0.0);
+    // What `provide` has put there.
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
 }

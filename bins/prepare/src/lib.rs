@@ -4,7 +4,6 @@
 //! once, pixels on demand. [`shards`] decodes them in parallel, in bounded pieces, and writes them in order.
 
 pub mod cifar10;
-pub mod config;
 pub mod failures;
 pub mod folder;
 pub mod image_folder;
@@ -17,6 +16,8 @@ pub mod statistics;
 pub mod synthetic;
 pub mod tiny_imagenet;
 pub mod tree;
+
+pub use lcf_store::prepare as config;
 
 use config::Config;
 use input::{Input, Places};

@@ -1,5 +1,6 @@
 //! lcf-probe: linear probes (Table 3 of the paper), all timesteps at once.
 
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod linear;

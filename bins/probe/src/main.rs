@@ -2,10 +2,11 @@
 
 use clap::Parser;
 use lcf_model::{
+    bench::BenchArgs,
     device::{self, DeviceArgs},
     features::{Features, Part},
 };
-use lcf_probe::{Config, VERSION, data::Data, output, run};
+use lcf_probe::{Config, VERSION, bench, data::Data, output, run};
 use lcf_store::{
     Artifact, Error,
     cli::{self, StageArgs},
@@ -24,8 +25,16 @@ struct Args {
     stage: StageArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    inputs: Option<Inputs>,
+    #[command(flatten)]
+    bench: BenchArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Inputs {
     /// The extract artifact, or a link to it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required = false, required_unless_present = "bench")]
     features: PathBuf,
 }
 
@@ -35,7 +44,11 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = args.stage.section()?;
-    let features = Features::open(&args.features)?;
+    let Some(inputs) = &args.inputs else {
+        bench::run(args.bench.open(&args.device)?, &config, &args.stage)?.print(args.stage.json);
+        return Ok(());
+    };
+    let features = Features::open(&inputs.features)?;
     let plan = Plan::of(VERSION, &config).input("features", features.artifact.digest());
     let (artifact, built) = match plan.begin(&args.stage)? {
         Begin::UpToDate(artifact) => (artifact, false),

@@ -9,6 +9,7 @@ use lcf_model::{
 use lcf_probe::output::{self, Row};
 use lcf_store::{
     Artifact,
+    bench::Outcome,
     cli::StageArgs,
     npy,
     stage::{self, Begin, Plan},
@@ -176,4 +177,26 @@ fn wrong_settings_exit_2_and_wrong_inputs_exit_1() {
     let probed = json_of(&probe(dir.path(), good.dir(), &["--json"]));
     let probed = PathBuf::from(probed["artifact"].as_str().unwrap());
     fails(&probe(dir.path(), &probed, &[]), 1, "found an artifact of stage probe, expected extract");
+}
+
+/// No time is asserted: only that something was measured, and against what.
+#[test]
+fn the_bench_needs_no_artifacts_and_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lcf-probe"));
+    command.env("OMP_WAIT_POLICY", "passive").current_dir(dir.path());
+    command.args(["--bench", "--json", "--bench-seconds", "0.02", "--device", "cpu", "--config"]);
+    let output = command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../pipelines/smoke.json")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outcome: Outcome = serde_json::from_slice(&output.stdout).unwrap();
+    let measured = &outcome.measurements[0];
+    let times = measured.times;
+    assert!(times.n > 0 && times.p5_ms > 0.0 && times.p5_ms <= times.median_ms && times.median_ms <= times.p95_ms);
+    assert!(outcome.rates.flop_per_s > 0.0 && outcome.rates.bytes_per_s > 0.0 && outcome.peak_bytes.unwrap() > 0);
+    assert!(measured.items_per_s > 0.0 && measured.share.unwrap() > 0.0, "{measured:?}");
+    assert_eq!(
+        (outcome.stage.as_str(), measured.items, measured.item.as_str()),
+        ("probe", 6.0 * 1000.0 * 15.0, "features")
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

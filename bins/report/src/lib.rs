@@ -2,8 +2,10 @@
 //!
 //! [`run`] reads a run by its links, [`group`] puts runs together that differ in their seeds alone, [`figures`] says what
 //! is drawn and [`figure`] draws it, [`table`] is the table, [`page`] the page.
+//! [`bench`] is a table of its own, of what benches have measured.
 
 pub mod axis;
+pub mod bench;
 pub mod figure;
 pub mod figures;
 pub mod group;

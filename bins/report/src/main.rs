@@ -1,9 +1,10 @@
 //! lcf-report.
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use lcf_report::{
     Report,
+    bench::{Bench, BenchArgs},
     report::{NUMBERS, PAGE},
     table,
 };
@@ -20,8 +21,10 @@ use std::{path::PathBuf, process::ExitCode};
 /// Runs that differ in their seeds alone are drawn as one line with its spread. Snapshots are taken from directories
 /// epoch-N in that of the run, as `make snapshots` leaves them. What a run lacks is named.
 #[derive(Debug, Parser)]
-#[command(name = "lcf-report", version)]
+#[command(name = "lcf-report", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Directories of runs, like data/runs/cifar10-lcf: links to the artifacts of their stages
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
@@ -36,11 +39,20 @@ struct Args {
     json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One table of what the stages measured with --bench
+    Bench(BenchArgs),
+}
+
 fn main() -> ExitCode {
     cli::main("report", run)
 }
 
 fn run(args: Args) -> Result<()> {
+    if let Some(Command::Bench(args)) = &args.command {
+        return print_bench(args);
+    }
     let stage = StageArgs { store: args.store, link: args.link, json: args.json, ..StageArgs::default() };
     let mut report = Report::read(&args.runs)?;
     let (artifact, built) = report.build(&stage)?;
@@ -63,5 +75,18 @@ fn print(report: &Report, artifact: &Artifact, built: bool, as_json: bool) -> Re
         println!("missing: {missing}");
     }
     println!("{}{}", text::short(&page).display(), if built { "" } else { " (up to date)" });
+    Ok(())
+}
+
+fn print_bench(args: &BenchArgs) -> Result<()> {
+    let bench = Bench::read(args)?;
+    match args.json {
+        true => cli::print_json(&json!(bench)),
+        false => print!("{}", bench.text()),
+    }
+    if let Some(dir) = &args.out {
+        let [page, numbers] = bench.write(dir)?;
+        eprintln!("report: {} and {}", text::short(&page).display(), text::short(&numbers).display());
+    }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The program on small runs made by hand, errors included.
 
+mod bench;
 mod fixture;
 
 use fixture::{Bench, Kind, stderr, stdout};

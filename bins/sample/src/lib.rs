@@ -1,5 +1,6 @@
 //! lcf-sample: images from noise by integrating the learnt velocity.
 
+pub mod bench;
 pub mod config;
 pub mod output;
 pub mod run;

@@ -2,11 +2,12 @@
 
 use clap::Parser;
 use lcf_model::{
+    bench::{BenchArgs, inputs::Shapes},
     device::{self, DeviceArgs},
     trained::Trained,
 };
 use lcf_sample::{
-    Config, VERSION,
+    Config, VERSION, bench,
     output::{SUMMARY, Summary},
     run,
 };
@@ -29,15 +30,29 @@ struct Args {
     stage: StageArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// The train artifact, or a link to it
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    inputs: Option<Inputs>,
+    #[command(flatten)]
+    bench: BenchArgs,
     /// Images at a time: 512 on CUDA and 64 on the CPU if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Integrate to t = 0 also where the velocity was not trained (sets sample.through_t0)
     #[arg(long)]
     through_t0: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Inputs {
+    /// The train artifact, or a link to it
+    #[arg(long, value_name = "PATH", required = false, required_unless_present = "bench")]
+    model: PathBuf,
+}
+
+impl Args {
+    fn batch(&self, device: Device) -> usize {
+        self.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize
+    }
 }
 
 fn main() -> ExitCode {
@@ -47,7 +62,13 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     let mut config: Config = args.stage.section()?;
     config.through_t0 |= args.through_t0;
-    let trained = Trained::open(&args.model)?;
+    let Some(inputs) = &args.inputs else {
+        let bench = args.bench.open(&args.device)?;
+        let batch = args.batch(bench.device());
+        bench::run(bench, &config, &Shapes::of(&args.stage)?, batch)?.print(args.stage.json);
+        return Ok(());
+    };
+    let trained = Trained::open(&inputs.model)?;
     let resolved = config.resolve(trained.meta.velocity_from)?;
     let plan = Plan::new(Config::NAME, VERSION, &resolved).input("model", trained.artifact.digest());
     let (artifact, built) = match plan.begin(&args.stage)? {
@@ -55,9 +76,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         Begin::Build(mut work) => {
             let device = args.device.open()?;
             device::record(work.provenance(), device);
-            let batch = args.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize;
             let started = Instant::now();
-            run::run(&resolved, &trained, device, batch, &work)?;
+            run::run(&resolved, &trained, device, args.batch(device), &work)?;
             let (num, seconds) = (resolved.config.num, started.elapsed().as_secs_f64());
             eprintln!("sample: {num} images in {seconds:.1} s, {:.1} images/s", num as f64 / seconds);
             (work.publish()?, true)

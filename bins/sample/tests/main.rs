@@ -9,6 +9,7 @@ use lcf_model::{
 use lcf_sample::output::{Ending, GRID, IMAGES, SUMMARY, Summary};
 use lcf_store::{
     Artifact,
+    bench::Outcome,
     cli::StageArgs,
     npy::Npy,
     stage::{self, Begin, Plan},
@@ -171,4 +172,23 @@ fn wrong_settings_exit_2_and_wrong_inputs_exit_1() {
     // Large enough that the output overflows fp32.
     let broken = train(dir.path(), 0.0, 1e20);
     fails(&sample(dir.path(), broken.dir(), &[]), 1, "weights ema: sample 0 is not finite after step 1 of 5");
+}
+
+/// No time is asserted: only that something was measured, and against what.
+#[test]
+fn the_bench_needs_no_artifacts_and_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lcf-sample"));
+    command.env("OMP_WAIT_POLICY", "passive").current_dir(dir.path());
+    command.args(["--bench", "--json", "--bench-seconds", "0.02", "--device", "cpu", "--config"]);
+    let output = command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../pipelines/smoke.json")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outcome: Outcome = serde_json::from_slice(&output.stdout).unwrap();
+    let measured = &outcome.measurements[0];
+    let times = measured.times;
+    assert!(times.n > 0 && times.p5_ms > 0.0 && times.p5_ms <= times.median_ms && times.median_ms <= times.p95_ms);
+    assert!(outcome.rates.flop_per_s > 0.0 && outcome.rates.bytes_per_s > 0.0 && outcome.peak_bytes.unwrap() > 0);
+    assert!(measured.items_per_s > 0.0 && measured.share.unwrap() > 0.0, "{measured:?}");
+    assert_eq!((outcome.stage.as_str(), measured.items, measured.item.as_str()), ("sample", 64.0, "images"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

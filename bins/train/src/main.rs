@@ -3,34 +3,32 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use lcf_model::{
-    Engine, Precision,
+    Engine,
+    bench::{BenchArgs, inputs::Shapes},
     config::Input,
     device::{self, DeviceArgs},
-    params::Layout,
     pixels,
-    trained::{META, Meta},
 };
 use lcf_store::{
-    Artifact, Error,
+    Error,
     cli::{self, StageArgs},
     dataset::Dataset,
     error::STOPPED,
     stage::{Begin, Plan},
 };
 use lcf_train::{
-    TrainConfig,
+    TrainConfig, bench,
     launch::RankArgs,
     metrics,
     ranks::{self, Ranks},
     run::{self, Pace, train},
-    tensorboard,
+    tensorboard, text,
 };
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitCode, exit},
     time::Duration,
 };
-use tch::Device;
 
 /// Version of this stage: bumped when the same config and data give another result.
 const VERSION: u32 = 1;
@@ -45,9 +43,10 @@ struct Args {
     stage: StageArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Dataset artifact
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    inputs: Option<Inputs>,
+    #[command(flatten)]
+    bench: BenchArgs,
     /// Steps between rows of metrics.csv
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     log_steps: u64,
@@ -66,6 +65,13 @@ struct Args {
     engine: EngineArg,
     #[command(flatten)]
     ranks: RankArgs,
+}
+
+#[derive(clap::Args)]
+struct Inputs {
+    /// Dataset artifact
+    #[arg(long, value_name = "DIR", required = false, required_unless_present = "bench")]
+    data: PathBuf,
 }
 
 impl Args {
@@ -105,7 +111,10 @@ fn run(args: Args) -> Result<()> {
     let config: TrainConfig = args.stage.section::<TrainConfig>()?.resolved();
     args.ranks.launch(config.batch)?;
     let ranks = args.ranks.join()?;
-    let result = stage(&args, &config, &ranks);
+    let result = match &args.inputs {
+        Some(inputs) => stage(&args, &inputs.data, &config, &ranks),
+        None => measure(&args, &config, &ranks),
+    };
     match &result {
         Ok(()) => ranks.leave()?,
         Err(error) => ranks.fail(&error.to_string()),
@@ -113,8 +122,19 @@ fn run(args: Args) -> Result<()> {
     result
 }
 
-fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
-    let dataset = Dataset::open(&args.data)?;
+/// The bench, whose result rank 0 prints.
+fn measure(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
+    let shapes = Shapes::of(&args.stage)?;
+    let bench = args.bench.on(ranks.open(&args.device)?, ranks.size());
+    let outcome = bench::run(bench, config, &shapes, args.engine.into(), ranks)?;
+    if ranks.rank() == 0 {
+        outcome.print(args.stage.json);
+    }
+    Ok(())
+}
+
+fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
+    let dataset = Dataset::open(data)?;
     let input = check(config, &dataset, ranks)?;
     let plan = Plan::of(VERSION, config).input("data", dataset.artifact.digest());
     if ranks.rank() > 0 {
@@ -134,12 +154,7 @@ fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
                 let device = &mut work.provenance().device;
                 *device = format!("{} x {device}", ranks.size());
             }
-            announce(config, &dataset, input, device, ranks);
-            if device != Device::Cpu && args.engine == EngineArg::Fused && !lcf_model::has_kernels() {
-                eprintln!(
-                    "train: built without the CUDA kernels, which is slower: `make deps CUDA=1`, then build again"
-                );
-            }
+            text::announce(config, &dataset, input, device, args.engine.into(), ranks);
             let images = pixels::load(&dataset.train, device);
             train(config, &dataset, input, images, args.pace(), &work, ranks)?;
             // Their rows hold times, and how many there are depends on --log-steps.
@@ -149,7 +164,7 @@ fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
         }
     };
     args.stage.link(&artifact)?;
-    print(&args.stage, &artifact, built)
+    text::print(&args.stage, &artifact, built)
 }
 
 /// What a rank other than 0 does: it computes, and writes nothing.
@@ -185,55 +200,4 @@ fn check(config: &TrainConfig, dataset: &Dataset, ranks: &Ranks) -> Result<Input
     }
     ranks::check_batch(config.batch, ranks.size())?;
     Ok(input)
-}
-
-fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: Device, ranks: &Ranks) {
-    let layout = Layout::new(&config.model, &input);
-    let model = &config.model;
-    let steps = config.epochs * (dataset.train.count / config.batch) as u64;
-    eprintln!(
-        "train: DiT {}x{} patch {}, {} parameters ({} in the blocks without adaLN, which is what the paper counts)",
-        model.depth,
-        model.width,
-        model.patch,
-        layout.parameters(),
-        layout.block_parameters(),
-    );
-    eprintln!(
-        "train: {} on {} ({} images), {} epochs = {steps} steps of {}, {} on {}",
-        config.objective.name(),
-        dataset.meta.name,
-        dataset.train.count,
-        config.epochs,
-        config.batch,
-        if config.precision == Precision::Bf16 { "bf16" } else { "fp32" },
-        device::name(device),
-    );
-    if !ranks.are_one() {
-        eprintln!("train: {} ranks, each with its share of every batch", ranks.size());
-    }
-    if config.precision == Precision::Bf16 && device == Device::Cpu {
-        eprintln!("train: bf16 is slow on a CPU; --set train.precision=fp32 is much faster there");
-    }
-}
-
-fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
-    let meta: Meta = artifact.json(META)?;
-    let dir = artifact.dir().display();
-    if args.json {
-        let digest = artifact.digest();
-        cli::print_json(
-            &serde_json::json!({"artifact": dir.to_string(), "digest": digest, "built": built, "train": meta}),
-        );
-        return Ok(());
-    }
-    let state = if built { "trained" } else { "up to date" };
-    let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
-    let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
-    println!(
-        "train: {state}: {} on {}, {} parameters, {} epochs{loss}{skipped}",
-        meta.objective, meta.dataset, meta.parameters, meta.epochs
-    );
-    println!("train: {dir}");
-    Ok(())
 }

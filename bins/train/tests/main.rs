@@ -9,6 +9,7 @@ mod tensorboard;
 
 use lcf_model::trained::Trained;
 use lcf_store::{
+    bench::Outcome,
     cli::StageArgs,
     dataset::{META, Meta, STAGE, SplitMeta},
     npy,
@@ -228,4 +229,36 @@ fn losses_that_are_not_finite_end_the_training_with_the_step() {
         1,
         "10 steps in a row",
     );
+}
+
+/// No time is asserted: only that something was measured, and against what.
+#[test]
+fn the_bench_needs_no_artifacts_and_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lcf-train"));
+        command.env("OMP_WAIT_POLICY", "passive").current_dir(dir.path());
+        command.args(["--bench", "--json", "--bench-seconds", "0.02", "--device", "cpu", "--config"]);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../pipelines/smoke.json"));
+        command.args(more).output().unwrap()
+    };
+    for ranks in ["1", "2"] {
+        let output = bench(&["--ranks", ranks]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let outcome: Outcome = serde_json::from_slice(&output.stdout).unwrap();
+        let step = &outcome.measurements[0];
+        let times = step.times;
+        assert!(times.n > 0 && times.p5_ms > 0.0 && times.p5_ms <= times.median_ms && times.median_ms <= times.p95_ms);
+        assert!(outcome.rates.flop_per_s > 0.0 && outcome.rates.bytes_per_s > 0.0 && outcome.peak_bytes.unwrap() > 0);
+        assert!(step.items_per_s > 0.0 && step.share.unwrap() > 0.0, "{step:?}");
+        let settings = &outcome.settings;
+        assert_eq!((&settings["anchors"], &settings["engine"]), (&5.0.into(), &"reference".into()));
+        assert_eq!((step.items, outcome.machine.device.ends_with("cpu")), (50.0, true));
+    }
+    let output = bench(&["--set", "train.batch=1001"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("train.batch: 1001 is more than the 1000 training images"));
+    let output = bench(&["--data", "x"]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("cannot be used with"), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -14,6 +14,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Its name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// The type of matrix operands.
     pub fn kind(self) -> Kind {
         match self {

@@ -3,6 +3,7 @@
 //! Shape letters: B batch, C channels, H W pixels, N tokens, D width. t = 0 is data, t = 1 is noise.
 
 pub mod adamw;
+pub mod bench;
 pub mod config;
 pub mod device;
 pub mod dit;

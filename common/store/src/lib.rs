@@ -24,6 +24,7 @@
 //! ```
 
 pub mod artifact;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod dataset;
@@ -32,7 +33,9 @@ pub mod digest;
 pub mod error;
 pub mod fetch;
 pub mod grid;
+pub mod machine;
 pub mod npy;
+pub mod prepare;
 pub mod progress;
 pub mod provenance;
 pub mod random;

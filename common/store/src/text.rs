@@ -24,6 +24,32 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// A time in milliseconds to three digits: `0.520 ms`, `28.2 ms`, `5.21 s`.
+pub fn milliseconds(ms: f64) -> String {
+    match ms {
+        0.0..1e3 => format!("{} ms", digits(ms)),
+        _ => format!("{} s", digits(ms / 1e3)),
+    }
+}
+
+/// Three digits of a number that is not negative, more where it is large: `0.520`, `28.2`, `9080`.
+pub fn digits(value: f64) -> String {
+    let decimals = match value {
+        0.0..0.9995 => 3,
+        0.0..9.995 => 2,
+        0.0..99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A large number with its prefix: `797 TFLOP/s`.
+pub fn si(value: f64, unit: &str) -> String {
+    let prefixes = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    let (scale, prefix) = prefixes.into_iter().find(|(scale, _)| value >= *scale).unwrap_or((1.0, ""));
+    format!("{} {prefix}{unit}", digits(value / scale))
+}
+
 /// How long ago, in its largest unit: `12 s`, `5 min`, `3 h`, `2 d`.
 pub fn age(seconds: u64) -> String {
     match seconds {
@@ -95,6 +121,16 @@ mod tests {
         assert_eq!([0, 1023, 1024, 1536, 1_048_575].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB"]);
         assert_eq!([size(5 << 30), size(3 << 40)], ["5.0 GiB", "3.0 TiB"]);
         assert_eq!([59, 60, 7200, 200_000].map(age), ["59 s", "1 min", "2 h", "2 d"]);
+    }
+
+    #[test]
+    fn measured_numbers_have_three_digits() {
+        assert_eq!([0.52, 28.21, 999.9, 5210.0].map(milliseconds), ["0.520 ms", "28.2 ms", "1000 ms", "5.21 s"]);
+        assert_eq!([0.9996, 9.999, 99.96, 9080.4].map(digits), ["1.00", "10.0", "100", "9080"]);
+        assert_eq!(
+            [si(7.97e14, "FLOP/s"), si(2.5e10, "B/s"), si(3.0, "B/s")],
+            ["797 TFLOP/s", "25.0 GB/s", "3.00 B/s"]
+        );
     }
 
     /// Against `date -u -d @N`.

@@ -1,6 +1,7 @@
-//! The `prepare` section of a config.
+//! The `prepare` section of a config: the stage `prepare` does what it asks for, and benches take from it what images are
+//! like.
 
-use lcf_store::config::Section;
+use crate::{Error, Result, config::Section};
 use serde::{Deserialize, Serialize};
 
 /// Most images a limit may ask for.
@@ -88,6 +89,43 @@ impl Config {
         }
         self
     }
+
+    /// What the images will be like, without looking at any. Of a folder nothing but its `side` is known: it counts as
+    /// CIFAR-10's numbers of images and classes.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a folder without `side`.
+    pub fn shape(&self) -> Result<Shape> {
+        let synthetic = self.synthetic.clone().unwrap_or_default();
+        let (side, train, test, classes) = match self.dataset {
+            Kind::Cifar10 => (32, 50_000, 10_000, 10),
+            Kind::TinyImagenet => (64, 100_000, 10_000, 200),
+            Kind::Synthetic => (synthetic.side, synthetic.train, synthetic.test, 10),
+            Kind::ImageFolder => {
+                let missing = || Error::usage("prepare.side: missing, and nothing else says how large the images are");
+                let side = self.side.ok_or_else(|| missing().with_hint("--set prepare.side=32"))?;
+                (side, 50_000, 10_000, 10)
+            }
+        };
+        let at_most = |limit: Option<usize>, count: usize| limit.map_or(count, |limit| limit.min(count));
+        let (train, test) = (at_most(self.limit, train), at_most(self.limit_test, test));
+        Ok(Shape { channels: 3, side, train, test, classes })
+    }
+}
+
+/// What the images of a dataset are like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Shape {
+    /// C.
+    pub channels: usize,
+    /// H and W.
+    pub side: usize,
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// Classes.
+    pub classes: usize,
 }
 
 impl Section for Config {
@@ -153,5 +191,18 @@ mod tests {
         }
         assert!(parse(r#"{"dataset": "mnist"}"#).unwrap_err().contains("unknown variant `mnist`"));
         assert!(parse(r#"{"dataset": "cifar10", "limits": 1}"#).unwrap_err().contains("unknown field `limits`"));
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_datasets() {
+        let shape = |text: &str| parse(text).unwrap().shape();
+        let cifar = Shape { channels: 3, side: 32, train: 5000, test: 10_000, classes: 10 };
+        assert_eq!(shape(r#"{"dataset": "cifar10", "limit": 5000}"#).unwrap(), cifar);
+        let small = Shape { side: 8, train: 40, test: 20, ..cifar };
+        let text = r#"{"dataset": "synthetic", "synthetic": {"side": 8, "train": 40, "test": 30}, "limit_test": 20}"#;
+        assert_eq!(shape(text).unwrap(), small);
+        assert_eq!(shape(r#"{"dataset": "image-folder", "side": 48}"#).unwrap().side, 48);
+        let error = shape(r#"{"dataset": "image-folder"}"#).unwrap_err();
+        assert_eq!((error.exit_code(), error.hint().unwrap().as_str()), (2, "--set prepare.side=32"));
     }
 }
