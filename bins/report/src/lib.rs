@@ -7,6 +7,7 @@ pub mod axis;
 pub mod figure;
 pub mod figures;
 pub mod group;
+pub mod lettering;
 pub mod links;
 pub mod page;
 pub mod palette;
