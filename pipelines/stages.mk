@@ -53,7 +53,7 @@ pipelines/%.json:
 	@echo "make: error: no run $*: there is no $@ (make help lists the runs)" >&2; exit 2
 
 # The config and, in turn, the file that it is based on.
-with_base = $1 $(foreach b,$(shell sed -n 's/.*"base" *: *"\([^"]*\)".*/\1/p' $1 2>/dev/null),$(call with_base,$(dir $1)$b))
+with_base = $1 $(foreach b,$(shell sed -n 's/.*"base" *: *"\([^"]*\)".*/\1/p' $1 2>/dev/null),$(call with_base,$(if $(filter /%,$b),,$(dir $1))$b))
 CFGS := $(call with_base,$(CFG))
 
 $(STAMPS): $(RUN)/%.stamp: $(TARGET)/release/lcf-% $(CFGS) $(RUN)/set | $(RUN)

@@ -12,7 +12,7 @@ n, steps, columns = int(n), int(steps), max(1, int(int(n) ** 0.5))
 torch.set_grad_enabled(False)
 model = DiT.from_pretrained(Path(__file__).parent)
 x, stop = noise(int(seed), n, model.image), model.config["velocity_from"]
-uniform = steps - (stop > 0)  # the velocity was not trained below `stop`: one step from there to the image
+uniform = max(1, steps - (stop > 0))  # the velocity was not trained below `stop`: one step from there to the image
 times = [1 + (stop - 1) * i / uniform for i in range(uniform + 1)]
 for t, following in zip(times, times[1:]):
     x = x + (following - t) * model(x, torch.full((n,), t))

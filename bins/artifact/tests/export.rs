@@ -67,7 +67,7 @@ fn probes_become_arrays() {
     let weights = of(Dtype::F32, &[2, 2]);
     place.build_bytes("probe", &[], &[("weights.safetensors", &weights), ("probe.csv", b"t\n")], Some("one/probe"));
     assert_eq!(place.run(&["export", "runs/one/probe", "out"]).code, 0);
-    assert_eq!(names(&place.path("out")), ["T0020.raw.weight.npy", "probe.csv"]);
+    assert_eq!(names(&place.path("out")), ["README.md", "T0020.raw.weight.npy", "probe.csv"]);
     let array = Npy::<f32>::open(&place.path("out/T0020.raw.weight.npy")).unwrap();
     assert_eq!((array.shape(), array.values()), (&[2, 2][..], &[1.0, 2.0, 3.0, -0.5][..]));
     // Features are arrays already.
@@ -176,7 +176,8 @@ fn a_training_becomes_a_model_with_its_card() {
     place.build("fid", &[], &[("fid.json", &fid(about("ema", "another"), 14.5))], None);
     let spoilt = place.build("fid", &[], &[("fid.json", &fid(about("ema", model.digest()), 15.5))], None);
     fs::write(spoilt.dir().join("fid.json"), fid(about("ema", model.digest()), 16.5)).unwrap();
-    let probe = json!({ "model": model.digest(), "weights": "ema", "layer": 2, "raw": { "t0": 0.5, "peak": 0.75, "peak_timestep": 20 } });
+    let probe = json!({ "model": model.digest(), "weights": "ema", "layer": 2, "raw": { "t0": 0.5, "peak": 0.75, "peak_timestep": 20 },
+        "std": { "t0": 0.625, "peak": 0.875, "peak_timestep": 50 } });
     place.build("probe", &[], &[("probe.json", &probe.to_string())], None);
     let ran = place.run(&["export", "runs/one/train", "out"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "out: train, 5 files\n"), "{}", ran.err);
@@ -194,7 +195,8 @@ fn a_training_becomes_a_model_with_its_card() {
     );
     for expected in [
         &row,
-        "| block 2 | 50.00 | 75.00 | 20 |",
+        "| block 2, as they are | 50.00 | 75.00 | 20 |",
+        "| block 2, standardised | 62.50 | 87.50 | 50 |",
         "| flow loss of the last epoch, per dimension | 0.1235 |",
         model.digest(),
     ] {
@@ -203,6 +205,19 @@ fn a_training_becomes_a_model_with_its_card() {
     for other in ["13.5", "14.5", "15.5", "16.5"] {
         assert!(!card.contains(other), "{other} in\n{card}");
     }
+    // The same measured again beside another seed: its row stands once.
+    let mut seeds: Value = serde_json::from_str(&fid(about("ema", model.digest()), 12.5)).unwrap();
+    seeds["n_reference"] = json!(128);
+    seeds["split"] = json!("train");
+    seeds["spread"] = json!({ "seeds": 2, "fid": { "mean": 13.25, "std": 0.75 }, "kid": { "mean": 0.25, "std": 0.125 }, "precision": null });
+    let again = place.build("fid", &[], &[("fid.json", &seeds.to_string())], None);
+    assert_eq!(place.run(&["export", "runs/one/train", "again"]).code, 0);
+    let card = fs::read_to_string(place.path("again/README.md")).unwrap();
+    let row = format!(
+        "| 64, mean ± std of 2 seeds | 128 train | 13.250 ± 0.750 | 0.25000 ± 0.12500 | - | - | {} |",
+        &again.digest()[..12]
+    );
+    assert!(card.contains(&row) && card.matches("| 64, heun 7 steps, seed 5 |").count() == 1, "{card}");
     let ran = place.run(&["export", "runs/one/train", "raw", "--weights", "raw"]);
     assert!(ran.code == 2 && ran.err.contains("--weights raw: ") && ran.err.contains(" has ema"), "{}", ran.err);
 }

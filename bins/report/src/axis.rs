@@ -97,11 +97,15 @@ fn linear_ticks(low: f64, high: f64) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// 1, 2 and 5 times powers of ten, or only powers of ten over more than three of them.
+/// 1, 2 and 5 times powers of ten, only powers of ten over more than three of them, and round steps where those leave
+/// fewer than three.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let multiples: &[f64] = if last - first > 3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
-    (first..=last).flat_map(|power| multiples.iter().map(move |m| m * 10f64.powi(power))).collect()
+    let ticks: Vec<f64> =
+        (first..=last).flat_map(|power| multiples.iter().map(move |m| m * 10f64.powi(power))).collect();
+    let inside = ticks.iter().filter(|tick| (low..=high).contains(*tick)).count();
+    if inside >= 3 { ticks } else { linear_ticks(low, high).into_iter().filter(|tick| *tick > 0.0).collect() }
 }
 
 /// A number without the noise of binary fractions.
@@ -128,6 +132,11 @@ mod tests {
         assert_eq!(labels(&Axis::of("x", Scale::Linear, [0.0, 1200.0].into_iter()))[..3], ["0", "200", "400"]);
         assert_eq!(labels(&Axis::of("x", Scale::Log, [0.12, 2.3].into_iter())), ["0.2", "0.5", "1", "2"]);
         assert_eq!(labels(&Axis::of("x", Scale::Log, [1e-7, 2.0].into_iter()))[..2], ["1e-7", "1e-6"]);
+        // Less than a power of ten: one label would leave the axis unread.
+        assert_eq!(
+            labels(&Axis::of("x", Scale::Log, [0.09, 0.13].into_iter())),
+            ["0.09", "0.1", "0.11", "0.12", "0.13"]
+        );
         // One value, none, and what has no logarithm.
         assert!(!Axis::of("x", Scale::Linear, [5.0].into_iter()).ticks.is_empty());
         assert!(!Axis::of("x", Scale::Log, [f64::NAN, 0.0].into_iter()).ticks.is_empty());

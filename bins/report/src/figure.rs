@@ -5,6 +5,7 @@
 
 use crate::{
     axis::Axis,
+    lettering::{FAMILY, TITLE_SIZE, latin, register, text_width, wrap},
     palette::{AXIS, Colour, GRID, PAPER, TEXT, hex},
 };
 use anyhow::{Result, anyhow};
@@ -12,15 +13,12 @@ use image::{RgbImage, imageops};
 use plotters::{
     coord::Shift,
     prelude::*,
-    style::{
-        FontStyle, register_font,
-        text_anchor::{HPos, Pos, VPos},
-    },
+    style::text_anchor::{HPos, Pos, VPos},
 };
-use std::{io::Cursor, sync::Once};
+use std::io::Cursor;
 
 /// Units of the canvas in a pixel.
-const FINE: i32 = 4;
+pub(crate) const FINE: i32 = 4;
 /// Pixels of the PNG in a pixel of the figure.
 const PNG_SCALE: u32 = 2;
 /// Width in pixels: no wider, since text shrinks with the figure on a phone.
@@ -33,12 +31,9 @@ const LEGEND_ROW: i32 = 22;
 const AXIS_ROW: i32 = 24;
 const MARGIN: i32 = 10;
 const TEXT_SIZE: i32 = 17;
-const TITLE_SIZE: i32 = 19;
-/// What plotters calls the family; browsers take their own, the PNG takes the one below.
-const FAMILY: &str = "sans-serif";
-/// Roboto Regular, Copyright 2015 Google Inc., Apache License 2.0, cut down to Latin letters and a few signs.
-static FONT: &[u8] = include_bytes!("../font/Roboto-subset.ttf");
-
+const LEGEND_SIZE: i32 = 15;
+/// Room for the colour before a name in the legend.
+const KEY: i32 = 28;
 /// One line of a figure.
 #[derive(Clone, Debug)]
 pub struct Line {
@@ -52,6 +47,16 @@ pub struct Line {
     pub band: Vec<(f64, f64, f64)>,
     /// Whether each point is marked: where they are few.
     pub marks: bool,
+}
+
+/// A row of text in the legend.
+struct Entry<'a> {
+    line: &'a Line,
+    text: String,
+    /// Whether it is the first row of its line, beside which its colour is.
+    first: bool,
+    left: i32,
+    row: i32,
 }
 
 /// Lines over two axes.
@@ -90,7 +95,9 @@ impl Figure {
         let (width, height) = self.size();
         let (fine_width, fine_height) = fine(width, height);
         let mut pixels = vec![0; (fine_width * fine_height * 3) as usize];
-        self.draw(&BitMapBackend::with_buffer(&mut pixels, (fine_width, fine_height)).into_drawing_area())?;
+        let area = BitMapBackend::with_buffer(&mut pixels, (fine_width, fine_height)).into_drawing_area();
+        self.in_latin().draw(&area)?;
+        drop(area);
         let drawn = RgbImage::from_raw(fine_width, fine_height, pixels).expect("three bytes a pixel");
         png(&imageops::thumbnail(&drawn, width as u32 * PNG_SCALE, height as u32 * PNG_SCALE))
     }
@@ -100,25 +107,39 @@ impl Figure {
         (WIDTH, self.head() + HEIGHT)
     }
 
-    /// Height in pixels of what is above the plot.
-    fn head(&self) -> i32 {
-        TITLE + self.legend().len() as i32 * LEGEND_ROW + AXIS_ROW
+    /// With the names that the PNG's font can write.
+    fn in_latin(&self) -> Self {
+        let lines = self.lines.iter().map(|line| Line { name: latin(&line.name), ..line.clone() }).collect();
+        Self { title: latin(&self.title), lines, ..self.clone() }
     }
 
-    /// Rows of the legend: lines by index, with where each starts.
-    fn legend(&self) -> Vec<Vec<(usize, i32)>> {
-        let mut rows = vec![Vec::new()];
-        let mut left = MARGIN;
-        for (i, line) in self.lines.iter().enumerate() {
-            let width = 30 + text_width(&line.name) + 16;
-            if left + width > WIDTH && left > MARGIN {
-                rows.push(Vec::new());
-                left = MARGIN;
+    /// Height in pixels of what is above the plot.
+    fn head(&self) -> i32 {
+        let rows = self.legend().last().map_or(1, |entry| entry.row + 1);
+        self.title_rows().len() as i32 * TITLE + rows * LEGEND_ROW + AXIS_ROW
+    }
+
+    fn title_rows(&self) -> Vec<String> {
+        wrap(&self.title, WIDTH - 2 * MARGIN, TITLE_SIZE)
+    }
+
+    /// The names of the lines beside and below each other; one that is wider than the figure takes several rows.
+    fn legend(&self) -> Vec<Entry<'_>> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let (mut left, mut row) = (MARGIN, 0);
+        for line in &self.lines {
+            let rows = wrap(&line.name, WIDTH - 2 * MARGIN - KEY, LEGEND_SIZE);
+            let width = KEY + rows.iter().map(|text| text_width(text, LEGEND_SIZE)).max().unwrap_or(0) + 16;
+            if left > MARGIN && (left + width > WIDTH || rows.len() > 1) {
+                (left, row) = (MARGIN, row + 1);
             }
-            rows.last_mut().expect("never empty").push((i, left));
+            for (i, text) in rows.iter().enumerate() {
+                entries.push(Entry { line, text: text.clone(), first: i == 0, left, row: row + i as i32 });
+            }
+            row += rows.len() as i32 - 1;
             left += width;
         }
-        rows
+        entries
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<()> {
@@ -134,18 +155,21 @@ impl Figure {
         let left = Pos::new(HPos::Left, VPos::Center);
         let style = |size: i32| (FAMILY, size * FINE).into_font().color(&TEXT.light).pos(left);
         let at = |x: i32, y: i32| (x * FINE, y * FINE);
-        area.draw_text(&self.title, &style(TITLE_SIZE), at(MARGIN, TITLE / 2 + 2)).map_err(cannot)?;
-        for (row, entries) in self.legend().iter().enumerate() {
-            let y = TITLE + row as i32 * LEGEND_ROW + LEGEND_ROW / 2;
-            for &(i, x) in entries {
-                let line = &self.lines[i];
+        let title = self.title_rows();
+        for (row, text) in title.iter().enumerate() {
+            let y = row as i32 * TITLE + TITLE / 2 + 2;
+            area.draw_text(text, &style(TITLE_SIZE), at(MARGIN, y)).map_err(cannot)?;
+        }
+        for Entry { line, text, first, left, row } in self.legend() {
+            let y = title.len() as i32 * TITLE + row * LEGEND_ROW + LEGEND_ROW / 2;
+            if first {
                 let stroke = line.colour.light.stroke_width(3 * FINE as u32);
-                area.draw(&PathElement::new([at(x, y), at(x + 22, y)], stroke)).map_err(cannot)?;
-                area.draw_text(&line.name, &style(TEXT_SIZE - 2), at(x + 28, y)).map_err(cannot)?;
+                area.draw(&PathElement::new([at(left, y), at(left + 22, y)], stroke)).map_err(cannot)?;
             }
+            area.draw_text(&text, &style(LEGEND_SIZE), at(left + KEY, y)).map_err(cannot)?;
         }
         let y = self.head() - AXIS_ROW / 2;
-        area.draw_text(&self.y.title, &style(TEXT_SIZE - 2), at(MARGIN, y)).map_err(cannot)
+        area.draw_text(&self.y.title, &style(LEGEND_SIZE), at(MARGIN, y)).map_err(cannot)
     }
 
     fn draw_plot<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<()> {
@@ -200,34 +224,8 @@ fn tick_label(axis: &Axis, at: f64) -> String {
     axis.ticks.iter().find(|(tick, _)| *tick == at).map(|(_, label)| label.clone()).unwrap_or_default()
 }
 
-/// Width in pixels of a name in the legend.
-fn text_width(text: &str) -> i32 {
-    register();
-    let font = (FAMILY, (TEXT_SIZE - 2) * FINE).into_font();
-    font.box_size(text).map_or(9 * text.chars().count() as i32, |(width, _)| width as i32 / FINE + 1)
-}
-
-fn register() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let _ = register_font(FAMILY, FontStyle::Normal, FONT);
-    });
-}
-
-fn cannot(error: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn cannot(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw: {error}")
-}
-
-/// Writes a name onto an image, its left end and middle at `at`.
-///
-/// # Errors
-/// plotters'.
-pub fn label_on(image: &mut RgbImage, text: &str, at: (u32, u32)) -> Result<()> {
-    register();
-    let size = image.dimensions();
-    let area = BitMapBackend::with_buffer(image, size).into_drawing_area();
-    let style = (FAMILY, TITLE_SIZE).into_font().color(&TEXT.light).pos(Pos::new(HPos::Left, VPos::Center));
-    area.draw_text(text, &style, (at.0 as i32, at.1 as i32)).map_err(cannot)
 }
 
 /// The image as a PNG file.

@@ -29,22 +29,29 @@ pub fn groups(runs: &[Run]) -> Vec<Group<'_>> {
     groups
 }
 
-/// Whether two runs ask for the same in every stage that both have, seeds aside. Without a training nothing is known.
+/// Whether two runs ask for the same in every stage that both have, seeds and snapshots aside, and are not one run under
+/// two names. Without a training nothing is known.
 fn same_but_seeds(a: &Run, b: &Run) -> bool {
+    let twice = |stage: &str| match (a.artifact(stage), b.artifact(stage)) {
+        (Some(a), Some(b)) => a.digest() == b.digest(),
+        _ => true,
+    };
     let same = |stage: &str| {
         let (Some(a), Some(b)) = (a.artifact(stage), b.artifact(stage)) else { return stage != "train" };
         let (a, b) = (a.manifest(), b.manifest());
         // Raw data has no settings of its own: what was read is known by its digest.
         let raw = stage != "prepare" || a.inputs == b.inputs;
-        raw && a.version == b.version && without_seed(&a.config) == without_seed(&b.config)
+        raw && a.version == b.version
+            && without(&["seed", "snapshots"], &a.config) == without(&["seed", "snapshots"], &b.config)
     };
-    STAGES.iter().all(|stage| same(stage))
+    STAGES.iter().all(|stage| same(stage)) && !STAGES.iter().all(|stage| twice(stage))
 }
 
-fn without_seed(config: &Value) -> Value {
+/// The config of a stage but for some of its settings.
+pub fn without(settings: &[&str], config: &Value) -> Value {
     let mut config = config.clone();
     if let Some(map) = config.as_object_mut() {
-        map.remove("seed");
+        settings.iter().for_each(|name| drop(map.remove(*name)));
     }
     config
 }

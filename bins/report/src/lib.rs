@@ -9,6 +9,7 @@ pub mod bench;
 pub mod figure;
 pub mod figures;
 pub mod group;
+pub mod lettering;
 pub mod links;
 pub mod page;
 pub mod palette;

@@ -10,6 +10,8 @@ use std::{
 /// Links of a run, in the order its stages run; references are linked beside `fid`.
 pub const STAGES: [&str; 9] =
     ["prepare", "train", "extract", "probe", "sample", "reference", "reference-train", "reference-test", "fid"];
+/// Links to samples from further seeds, which `fid` was given as well: this and the seed.
+const SEEDED: &str = "sample-seed-";
 /// Those with a section in the config.
 pub const CONFIGURED: [&str; 6] = ["prepare", "train", "extract", "probe", "sample", "fid"];
 /// Those that look at one set of weights.
@@ -34,7 +36,7 @@ pub fn find<'a>(artifacts: &'a [Linked], role: &str) -> Option<&'a Artifact> {
 }
 
 /// Removes artifacts that were made from others than those linked beside them (or in `above`), as links are after a
-/// stage has run again and those after it have not; and what was made from them.
+/// stage has run again and those after it have not; what was made from them; and samples that `fid` was not given.
 pub fn drop_strangers(artifacts: &mut Vec<Linked>, above: &[Linked], at: &str, gaps: &mut Vec<String>) {
     let mut strange: Vec<&str> = Vec::new();
     // A run is its training: images that were prepared anew since then are not what it is about.
@@ -54,12 +56,16 @@ pub fn drop_strangers(artifacts: &mut Vec<Linked>, above: &[Linked], at: &str, g
         }
     }
     artifacts.retain(|(stage, _)| !strange.contains(&stage.as_str()));
+    let given: Vec<String> =
+        find(artifacts, "fid").map(|fid| fid.manifest().inputs.values().cloned().collect()).unwrap_or_default();
+    artifacts.retain(|(role, made)| !role.starts_with(SEEDED) || given.iter().any(|digest| digest == made.digest()));
 }
 
 /// The artifacts that the links in `dir` lead to, by stage. A link that leads nowhere is a gap.
 pub fn read(dir: &Path, gaps: &mut Vec<String>, at: &str) -> Result<Vec<Linked>> {
-    let mut found = Vec::new();
-    for stage in STAGES {
+    let mut found: Vec<Linked> = Vec::new();
+    let stages: Vec<String> = STAGES.map(str::to_owned).into_iter().chain(seeded(dir)?).collect();
+    for stage in stages.iter().map(String::as_str) {
         let path = dir.join(stage);
         if path.join(MANIFEST).exists() {
             let artifact = Artifact::read(&path)?;
@@ -74,6 +80,17 @@ pub fn read(dir: &Path, gaps: &mut Vec<String>, at: &str) -> Result<Vec<Linked>>
         }
     }
     Ok(found)
+}
+
+/// Names of links to samples from further seeds, in the order of the seeds.
+fn seeded(dir: &Path) -> Result<Vec<String>> {
+    let mut seeds: Vec<u64> = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        let name = entry.map_err(Error::io(dir, "list"))?.file_name().to_string_lossy().into_owned();
+        seeds.extend(name.strip_prefix(SEEDED).and_then(|seed| seed.parse::<u64>().ok()));
+    }
+    seeds.sort_unstable();
+    Ok(seeds.into_iter().map(|seed| format!("{SEEDED}{seed}")).collect())
 }
 
 /// Names the stages that there is no artifact of.

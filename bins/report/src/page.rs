@@ -59,8 +59,10 @@ fn results(report: &Report, runs: &[&Run]) -> String {
         let _ = writeln!(out, "<p class=\"quiet\">{}</p>", escape(RANK_NOTE));
     }
     out + "<p class=\"quiet\">FID of real images: of as many of the reference's own images, what perfect samples would get. \
-           Hours are wall clock; those of a resumed training are the sum over its steps. Of several seeds: mean (lowest to \
-           highest).</p>\n"
+           Over sample seeds: mean ± standard deviation (how many). Other half: against test images where FID is against \
+           training images, and the other way round. Copies: samples nearer to a training image than the nearest 1 % of test \
+           images are, so that 1 is chance. Hours are wall clock; those of a resumed training are the sum over its steps. Of \
+           several training seeds: mean (lowest to highest).</p>\n"
 }
 
 /// Rows as a table: a column a run, then one a group of several seeds.
@@ -94,7 +96,10 @@ fn missing(missing: &[String]) -> String {
         true => {
             "<p class=\"quiet\">Nothing: every run has all its stages, and every snapshot is evaluated.</p>\n".into()
         }
-        false => notes(missing),
+        false => {
+            let how = "The commands take the CFG and SET that the run was made with, where it was made with any.";
+            format!("{}<p class=\"quiet\">{how}</p>\n", notes(missing))
+        }
     };
     format!("<h2 id=\"missing\">What is missing</h2>\n{text}")
 }
@@ -108,15 +113,31 @@ fn figures(section: &Section) -> Result<String> {
     let (id, heading, about) = (section.id, escape(&section.heading), escape(&section.about));
     let mut out = format!("<h2 id=\"{id}\">{heading}</h2>\n<p class=\"quiet\">{about}</p>\n<div class=\"figures\">\n");
     for (name, figure) in &section.figures {
-        let _ = writeln!(out, "<figure>{}\n{}</figure>", figure.svg()?, files(name));
+        let label = format!("<svg role=\"img\" aria-label=\"{}\" ", escape(&figure.title));
+        let svg = figure.svg()?.replacen("<svg ", &label, 1);
+        let _ = writeln!(out, "<figure>{svg}\n<figcaption>{}</figcaption></figure>", files(name));
     }
-    Ok(out + "</div>\n" + &notes(&section.notes))
+    out += "</div>\n";
+    if !section.pictures.is_empty() {
+        out += "<div class=\"figures\">\n";
+    }
+    for (caption, picture) in &section.pictures {
+        let caption = escape(caption);
+        let _ = writeln!(
+            out,
+            "<figure class=\"picture\"><img src=\"{picture}\" alt=\"{caption}\"><figcaption>{caption}</figcaption></figure>"
+        );
+    }
+    if !section.pictures.is_empty() {
+        out += "</div>\n";
+    }
+    Ok(out + &notes(&section.notes))
 }
 
 /// Where the figure lies as a file.
 fn files(name: &str) -> String {
     let link = |kind: &str| format!("<a href=\"figures/{name}.{kind}\">{}</a>", kind.to_uppercase());
-    format!("<figcaption>{} {}</figcaption>", link("svg"), link("png"))
+    format!("{} {}", link("svg"), link("png"))
 }
 
 fn sheets(sheets: &[Sheet], about: &[String]) -> Result<String> {
@@ -131,16 +152,8 @@ fn sheets(sheets: &[Sheet], about: &[String]) -> Result<String> {
             sheet.count
         );
     }
-    let link = if sheets.is_empty() { String::new() } else { format!("<p>{}</p>\n", files("samples")) };
-    out += &format!("</div>\n{link}{}", notes(about));
-    for (name, picture) in sheets.iter().filter_map(|sheet| Some((escape(&sheet.name), sheet.neighbours.as_ref()?))) {
-        let caption = format!("{name}: samples, and in each row the training images nearest to the first");
-        let _ = writeln!(
-            out,
-            "<figure class=\"picture\"><figcaption>{caption}</figcaption><img src=\"{picture}\" alt=\"{caption}\"></figure>"
-        );
-    }
-    Ok(out)
+    let link = if sheets.is_empty() { String::new() } else { format!("<p class=\"quiet\">{}</p>\n", files("samples")) };
+    Ok(out + "</div>\n" + &link + &notes(about))
 }
 
 fn settings(report: &Report, runs: &[&Run]) -> String {

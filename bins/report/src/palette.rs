@@ -41,9 +41,14 @@ const DISTINCT: [Colour; 8] = [
     pair(0x5c6370, 0xabb2be),
 ];
 
-/// Colour of the `i`-th of things that have no order.
+/// Colour of the `i`-th of things that have no order: those above, then the same nearer to the text's colour, and then
+/// from the front again.
 pub fn distinct(i: usize) -> Colour {
-    DISTINCT[i % DISTINCT.len()]
+    let colour = DISTINCT[i % DISTINCT.len()];
+    if (i / DISTINCT.len()).is_multiple_of(2) {
+        return colour;
+    }
+    Colour { light: blend(colour.light, TEXT.light, 0.5), dark: blend(colour.dark, TEXT.dark, 0.6) }
 }
 
 /// Ends and ways of [`ramp`]: of even lightness steps, so that the order shows without colour.
@@ -59,12 +64,14 @@ const RAMP: [Colour; 5] = [
 pub fn ramp(i: usize, n: usize) -> Colour {
     let at = if n > 1 { i as f64 / (n - 1) as f64 * (RAMP.len() - 1) as f64 } else { 0.0 };
     let low = (at as usize).min(RAMP.len() - 2);
-    let blend = |a: RGBColor, b: RGBColor| {
-        let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * (at - low as f64)).round() as u8;
-        RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
-    };
-    let (a, b) = (RAMP[low], RAMP[low + 1]);
-    Colour { light: blend(a.light, b.light), dark: blend(a.dark, b.dark) }
+    let (a, b, share) = (RAMP[low], RAMP[low + 1], at - low as f64);
+    Colour { light: blend(a.light, b.light, share), dark: blend(a.dark, b.dark, share) }
+}
+
+/// Between two colours: the first at 0, the second at 1.
+fn blend(a: RGBColor, b: RGBColor, share: f64) -> RGBColor {
+    let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * share).round() as u8;
+    RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
 /// `#RRGGBB` as SVG files here write it.
@@ -82,6 +89,8 @@ mod tests {
         assert_eq!((colours[0], colours[9]), (RAMP[0], RAMP[4]));
         assert!(colours.windows(2).all(|two| two[0] != two[1]));
         assert_eq!(ramp(0, 1), RAMP[0]);
+        let sixteen: std::collections::BTreeSet<String> = (0..16).map(|i| hex(distinct(i).light)).collect();
+        assert_eq!((sixteen.len(), distinct(16)), (16, distinct(0)));
         assert_eq!(hex(ramp(2, 5).light), "#AE2A8F");
     }
 }

@@ -123,13 +123,17 @@ impl Fid {
         self.0.pointer(path)?.as_str()
     }
 
-    /// What a FID has to share with another to be comparable: both numbers of images, split and resize.
+    /// What a FID has to share with another to be comparable: both numbers of images, dataset, split and resize, sampler
+    /// and its steps.
     pub fn protocol(&self) -> String {
-        let part = |path: &str| self.0.pointer(path).map(|v| v.to_string().replace('"', "")).unwrap_or_default();
+        let part = |path: &str| self.0.pointer(path).map_or("?".into(), |v| v.to_string().replace('"', ""));
         format!(
-            "{} samples against {} {} images, {} resize",
+            "{} samples ({}, {} steps) against {} {} {} images, {} resize",
             part("/n"),
+            part("/sample/sampler"),
+            part("/sample/steps"),
             part("/n_reference"),
+            part("/dataset"),
             part("/split"),
             part("/resize")
         )
@@ -198,8 +202,9 @@ mod tests {
 
     #[test]
     fn what_is_absent_from_a_fid_is_none() {
-        let fid = Fid(serde_json::json!({"fid": 2.5, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1"}));
+        let fid = Fid(serde_json::json!({"fid": 2.5, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1",
+            "dataset": "cifar10", "sample": {"sampler": "euler"}}));
         assert_eq!((fid.number("/fid"), fid.number("/kid"), fid.text("/sample/model")), (Some(2.5), None, None));
-        assert_eq!(fid.protocol(), "64 samples against 128 train images, tf1 resize");
+        assert_eq!(fid.protocol(), "64 samples (euler, ? steps) against 128 cifar10 train images, tf1 resize");
     }
 }

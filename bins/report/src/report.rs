@@ -4,11 +4,11 @@ use crate::{
     figures::{self, Section},
     group::{self, Group},
     page, results,
-    run::Run,
+    run::{LIST, Run},
     samples::{self, Sheet},
     table::{self, Row},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lcf_store::{
     Artifact, Error,
     artifact::MANIFEST,
@@ -26,7 +26,7 @@ use std::{
 /// The stage's name.
 pub const STAGE: &str = "report";
 /// Bumped by hand when the same artifacts give another report.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The page.
 pub const PAGE: &str = "index.html";
 /// Its numbers.
@@ -54,7 +54,7 @@ impl Report {
     /// Reads the runs in `dirs`, without anything that is costly to draw.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a directory without a run or two runs of one name, [`Error::Bad`] for damaged artifacts.
+    /// [`Error::Usage`] for a directory that is not there or without a run, or two runs of one name, [`Error::Bad`] for damaged artifacts.
     pub fn read(dirs: &[PathBuf]) -> Result<Self> {
         let mut missing = Vec::new();
         let mut runs: Vec<Run> = Vec::new();
@@ -120,7 +120,7 @@ impl Report {
     }
 
     fn draw(&mut self) -> Result<()> {
-        self.sections = figures::sections(&self.groups());
+        self.sections = figures::sections(&self.groups())?;
         let sheets: Result<Vec<Option<Sheet>>> = self.runs.iter().map(samples::sheet).collect();
         self.sheets = sheets?.into_iter().flatten().collect();
         self.sheet_notes = samples::notes(&self.runs, &self.sheets);
@@ -170,6 +170,10 @@ impl Report {
 
 /// The last part of the directory's path.
 fn name(dir: &Path) -> Result<String> {
-    let full = fs::canonicalize(dir).map_err(Error::io(dir, "open")).with_context(|| "cannot read the run")?;
+    if !dir.is_dir() {
+        let message = format!("{}: no such run (a directory with links like train, probe and fid)", dir.display());
+        return Err(Error::usage(message).with_hint(LIST).into());
+    }
+    let full = fs::canonicalize(dir).map_err(Error::io(dir, "open"))?;
     Ok(full.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned()))
 }

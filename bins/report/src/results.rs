@@ -3,7 +3,7 @@
 use crate::{
     read::{Features, Fid, Probe, Train},
     run::Run,
-    table::{Cell, NONE, Row},
+    table::{Cell, NONE, Row, grouped},
 };
 
 /// Numbers of every run. Rows that no run has a value in stay: they are what is not known.
@@ -26,14 +26,17 @@ fn training(runs: &[&Run]) -> Vec<Row> {
     let number = |key: &str, label: &str, decimals: usize, of: fn(&Run) -> Option<f64>| {
         row(runs, "training", key, label, |run| Cell::number(of(run), decimals))
     };
+    let count = |key: &str, label: &str, of: fn(&Run) -> Option<u64>| {
+        row(runs, "training", key, label, |run| Cell::count(of(run)))
+    };
     let device = |run: &Run| run.artifact("train").map(|artifact| artifact.manifest().provenance.device.clone());
     vec![
         text("objective", "objective", |train| train.objective.clone()),
         text("dataset", "dataset", |train| train.dataset.clone()),
-        number("images", "training images", 0, |run| run.images.map(|images| images as f64)),
+        count("images", "training images", |run| run.images),
         row(runs, "training", "seed", "seed", |run| Cell::text(run.setting("train.seed"))),
-        text("parameters", "parameters", |train| grouped(train.parameters)),
-        text("epochs", "epochs", |train| train.epochs.to_string()),
+        count("parameters", "parameters", |run| Some(run.train.as_ref()?.parameters)),
+        count("epochs", "epochs", |run| Some(run.train.as_ref()?.epochs)),
         text("steps", "steps (skipped)", |train| format!("{} ({})", grouped(train.steps), train.skipped)),
         number("final_loss", "flow loss, last epoch", 4, |run| run.train.as_ref()?.final_loss),
         row(runs, "training", "device", "device", |run| Cell::text(device(run))),
@@ -52,16 +55,24 @@ fn samples(runs: &[&Run]) -> Vec<Row> {
         })
     };
     let images = |fid: &Fid| {
-        let count = |path: &str| fid.number(path).map_or(NONE.into(), |n| n.to_string());
+        let count = |path: &str| fid.number(path).map_or(NONE.into(), |n| grouped(n as u64));
         format!("{} / {} {}", count("/n"), count("/n_reference"), fid.text("/split").unwrap_or(NONE))
     };
     vec![
         number("fid", "FID", 1.0, 2, "/fid"),
         number("fid_floor", "FID of real images", 1.0, 2, "/floor/fid"),
         row(runs, "samples", "fid_images", "samples / images", |run| Cell::text(run.last.fid.as_ref().map(images))),
+        row(runs, "samples", "fid_seeds", "FID over sample seeds", |run| {
+            Cell::text(run.last.fid.as_ref().and_then(seeds))
+        }),
+        row(runs, "samples", "fid_other", "FID, other half", |run| {
+            Cell::number(run.last.fid.as_ref().and_then(other_half), 2)
+        }),
         number("kid", "KID x 1000", 1e3, 3, "kid"),
+        number("kid_std", "its std over subsets", 1e3, 3, "kid/std"),
         number("precision", "precision", 1.0, 3, "precision"),
         number("recall", "recall", 1.0, 3, "recall"),
+        number("near", "copies, %", 1e2, 1, "/memorisation/features/near"),
     ]
 }
 
@@ -89,6 +100,17 @@ fn fid_number(fid: &Fid, path: &str) -> Option<f64> {
     fid.number(&half).or_else(|| fid.number(&format!("{half}/mean")))
 }
 
+/// Mean, spread and number of FIDs of several samplings.
+fn seeds(fid: &Fid) -> Option<String> {
+    let number = |name: &str| fid.number(&format!("/spread/{name}"));
+    Some(format!("{:.2} ± {:.2} ({})", number("fid/mean")?, number("fid/std")?, number("seeds")?))
+}
+
+/// FID against test images where the headline is against training images, and the other way round.
+fn other_half(fid: &Fid) -> Option<f64> {
+    fid.number(if fid.text("/split")? == "train" { "/against/test/fid" } else { "/against/train/fid" })
+}
+
 /// Where a probe's curve is highest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Peak {
@@ -105,24 +127,10 @@ impl Peak {
     }
 }
 
-/// Digits in threes.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let start = digits.len() % 3;
-    let parts: Vec<&str> =
-        std::iter::once(&digits[..start]).chain((start..digits.len()).step_by(3).map(|i| &digits[i..i + 3])).collect();
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn long_numbers_are_readable() {
-        assert_eq!([7, 1234, 32_471_436].map(grouped), ["7", "1,234", "32,471,436"]);
-    }
 
     #[test]
     fn kid_is_found_against_its_own_half() {

@@ -8,6 +8,9 @@ use lcf_store::{Artifact, Error, Result, dataset};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
+/// Where the names of runs are.
+pub const LIST: &str = "`lcf-artifact list` names the runs there are";
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -49,7 +52,7 @@ impl Run {
         let mut artifacts = links::read(dir, gaps, name)?;
         if artifacts.is_empty() {
             let message = format!("{}: no run here (a directory with links like train, probe and fid)", dir.display());
-            return Err(Error::usage(message).with_hint("`lcf-artifact list` names the runs there are"));
+            return Err(Error::usage(message).with_hint(LIST));
         }
         links::missing(&artifacts, name, gaps);
         links::drop_strangers(&mut artifacts, &[], name, gaps);
@@ -82,6 +85,14 @@ impl Run {
         find(&self.artifacts, role)
     }
 
+    /// Which images its accuracies are of: the name of the dataset, and what else makes it another.
+    pub fn dataset(&self) -> Option<(String, String)> {
+        let made = self.artifact("prepare")?.manifest();
+        let setting = |name: &str| made.config.get(name).unwrap_or(&Value::Null);
+        let more = format!("{} {} {:?}", setting("side"), setting("synthetic"), made.inputs);
+        Some((setting("dataset").as_str()?.to_owned(), more))
+    }
+
     /// Every setting of every stage by its path, like `train.optim.lr`.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
@@ -103,9 +114,13 @@ impl Run {
         Some(made.max(steps) / 3600.0)
     }
 
-    /// Hours of all stages that ran on a GPU, snapshots included; `None` when none did.
+    /// Hours of all stages that ran on a GPU, snapshots included; `None` when none did. References are made within the
+    /// time of `fid`, and one serves many.
     pub fn gpu_hours(&self) -> Option<f64> {
         let hours = |(role, artifact): &Linked| {
+            if artifact.manifest().stage == "reference" {
+                return None;
+            }
             let made = &artifact.manifest().provenance;
             let hours = if role == "train" { self.training_hours()? } else { made.seconds / 3600.0 };
             gpus(&made.device).map(|gpus| gpus * hours)

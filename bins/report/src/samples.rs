@@ -1,7 +1,9 @@
 //! Sample grids side by side.
 
 use crate::{
-    figure::{self, label_on},
+    figure,
+    lettering::{label_on, shortened},
+    page::escape,
     run::Run,
 };
 use anyhow::Result;
@@ -23,9 +25,6 @@ const COLUMNS: usize = 4;
 /// A grid is enlarged by the whole factor that brings it to this many pixels.
 const LARGE: usize = 560;
 
-/// The picture of an artifact of `fid`.
-const NEIGHBOURS: &str = "neighbours.png";
-
 /// The first samples of a run.
 #[derive(Clone, Debug)]
 pub struct Sheet {
@@ -37,8 +36,6 @@ pub struct Sheet {
     pub count: usize,
     /// Pixels as they are, row by row.
     pub image: RgbImage,
-    /// Samples beside their nearest training images, as a data URI, where there is such a picture.
-    pub neighbours: Option<String>,
 }
 
 /// The sheet of a run that has samples.
@@ -68,17 +65,7 @@ pub fn sheet(run: &Run) -> Result<Option<Sheet>> {
         }
     }
     let seed = artifact.manifest().config.get("seed").and_then(serde_json::Value::as_u64);
-    Ok(Some(Sheet { name: run.name.clone(), seed, count, image, neighbours: neighbours(run)? }))
-}
-
-/// The picture of samples beside their nearest training images, where `fid` has made one.
-fn neighbours(run: &Run) -> Result<Option<String>> {
-    let Some(artifact) = run.artifact("fid").filter(|artifact| artifact.file(NEIGHBOURS).is_ok()) else {
-        return Ok(None);
-    };
-    let path = artifact.verified(NEIGHBOURS)?;
-    let bytes = std::fs::read(&path).map_err(lcf_store::Error::io(&path, "read"))?;
-    Ok(Some(format!("data:image/png;base64,{}", STANDARD.encode(bytes))))
+    Ok(Some(Sheet { name: run.name.clone(), seed, count, image }))
 }
 
 /// What to know about the sheets of these runs.
@@ -138,7 +125,7 @@ pub fn png(sheets: &[Sheet]) -> Result<Vec<u8>> {
         let (w, h) = sheet.image.dimensions();
         let large = imageops::resize(&sheet.image, w * scale, h * scale, imageops::FilterType::Nearest);
         imageops::replace(&mut canvas, &large, x.into(), y.into());
-        label_on(&mut canvas, &sheet.name, (x, y - NAME / 2))?;
+        label_on(&mut canvas, &shortened(&sheet.name, w * scale), (x, y - NAME / 2))?;
     }
     figure::png(&canvas)
 }
@@ -155,7 +142,7 @@ pub fn svg(sheets: &[Sheet]) -> Result<String> {
     );
     for (sheet, (x, y, scale)) in sheets.iter().zip(places) {
         let (w, h) = (sheet.image.width() * scale, sheet.image.height() * scale);
-        let (name, base, data) = (crate::page::escape(&sheet.name), y - NAME / 3, data_uri(&sheet.image)?);
+        let (name, base, data) = (escape(&shortened(&sheet.name, w)), y - NAME / 3, data_uri(&sheet.image)?);
         text += &format!(
             "<text x=\"{x}\" y=\"{base}\" font-family=\"sans-serif\" font-size=\"15\" fill=\"#22262B\">{name}</text>\n\
              <image x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" style=\"image-rendering:pixelated\" href=\"{data}\"/>\n"
@@ -178,7 +165,7 @@ mod tests {
 
     fn of(name: &str, side: u32) -> Sheet {
         let image = RgbImage::from_pixel(side, side, Rgb([200, 10, 10]));
-        Sheet { name: name.into(), seed: Some(0), count: 1, image, neighbours: None }
+        Sheet { name: name.into(), seed: Some(0), count: 1, image }
     }
 
     #[test]

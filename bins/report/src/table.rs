@@ -48,6 +48,11 @@ impl Cell {
         Self { value, ..Self::text(value.map(|value| format!("{value:.decimals$}"))) }
     }
 
+    /// A number of things, or a dash.
+    pub fn count(value: Option<u64>) -> Self {
+        Self { value: value.map(|value| value as f64), ..Self::text(value.map(grouped)) }
+    }
+
     /// The same with an asterisk.
     #[must_use]
     pub fn marked(mut self, marked: bool) -> Self {
@@ -57,6 +62,15 @@ impl Cell {
         }
         self
     }
+}
+
+/// Digits in threes.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let start = digits.len() % 3;
+    let parts: Vec<&str> =
+        std::iter::once(&digits[..start]).chain((start..digits.len()).step_by(3).map(|i| &digits[i..i + 3])).collect();
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(",")
 }
 
 /// Settings in which the runs that have a stage differ.
@@ -152,6 +166,12 @@ mod tests {
 
     fn row(cells: Vec<Cell>) -> Row {
         Row { key: "fid".into(), part: "samples".into(), label: "FID".into(), cells }
+    }
+
+    #[test]
+    fn long_numbers_are_readable() {
+        assert_eq!([7, 1234, 32_471_436].map(grouped), ["7", "1,234", "32,471,436"]);
+        assert_eq!((Cell::count(Some(1000)).value, Cell::count(None).text), (Some(1000.0), NONE.to_owned()));
     }
 
     #[test]

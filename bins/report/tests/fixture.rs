@@ -28,12 +28,13 @@ pub struct Kind {
     fid: f64,
     num: usize,
     ms: f64,
+    snapshots: bool,
 }
 
 impl Kind {
     /// Flow matching.
     pub fn fm(seed: u64) -> Self {
-        Self { objective: "fm", seed, images: 500, fid: 40.0 + 2.0 * seed as f64, num: 9, ms: 20.0 }
+        Self { objective: "fm", seed, images: 500, fid: 40.0 + 2.0 * seed as f64, num: 9, ms: 20.0, snapshots: true }
     }
 
     /// LCF, with a FID of few samples and a FID stage that knows no KID.
@@ -44,6 +45,16 @@ impl Kind {
     /// The same on a slower machine.
     pub fn slower(self) -> Self {
         Self { ms: 30.0, ..self }
+    }
+
+    /// The same with another objective.
+    pub fn named(self, objective: &'static str) -> Self {
+        Self { objective, ..self }
+    }
+
+    /// The same without snapshots.
+    pub fn without_snapshots(self) -> Self {
+        Self { snapshots: false, ..self }
     }
 
     /// [`Kind::lcf`] on fewer images.
@@ -78,7 +89,8 @@ impl Bench {
     ) -> Artifact {
         let link = Some(self.link(run, role));
         let args = StageArgs { store: self.dir.path().join("store"), link, ..StageArgs::default() };
-        let mut plan = Plan::new(role.rsplit('/').next().unwrap(), 1, config);
+        let stage = role.rsplit('/').next().and_then(|role| role.split('-').next()).unwrap();
+        let mut plan = Plan::new(stage, 1, config);
         for (role, artifact) in inputs {
             plan = plan.input(role, artifact.digest());
         }
@@ -99,8 +111,8 @@ impl Bench {
             write(work, "dataset.json", &json!({"train": {"count": kind.images}}).to_string());
         });
         let t_min = if kind.objective == "lcf" { json!(0.1) } else { Value::Null };
-        let config =
-            json!({"objective": kind.objective, "t_min": t_min, "seed": kind.seed, "epochs": 4, "snapshots": [1]});
+        let snapshots = if kind.snapshots { json!([1]) } else { json!([]) };
+        let config = json!({"objective": kind.objective, "t_min": t_min, "seed": kind.seed, "epochs": 4, "snapshots": snapshots});
         let train = self.stage((name, "train"), &config, &[("data", &data)], |work| {
             let meta = json!({"objective": kind.objective, "parameters": 1234567, "epochs": 4, "steps": 40, "skipped": 0,
                               "final_loss": 0.25, "dataset": "tiny", "data": data.digest()});
@@ -110,6 +122,9 @@ impl Bench {
             work.log("metrics.csv");
         });
         for (weights, prefix, better) in [("ema", "", 0.0), ("epoch-1", "epoch-1/", 10.0)] {
+            if weights != "ema" && !kind.snapshots {
+                continue;
+            }
             self.evaluate((name, weights, prefix), kind, better, &data, &train);
         }
     }
@@ -134,17 +149,30 @@ impl Bench {
             let head = "timestep,t,train_acc_raw,test_acc_raw,train_acc_std,test_acc_std\n";
             write(work, "probe.csv", &[head, &row(0, 0.0), &row(20, 0.1), &row(200, 0.05)].concat());
         });
-        let config = json!({"weights": weights, "num": kind.num, "seed": 0});
-        let sample = self.stage((name, &role("sample")), &config, &[("model", train)], |work| {
-            let pixels: Vec<u8> = (0..kind.num * 48).map(|i| (i * 37 % 251) as u8).collect();
-            write(work, "sample.json", &json!({"model": train.digest()}).to_string());
-            npy::write(&work.path("images.npy"), &[kind.num, 4, 4, 3], &pixels).unwrap();
-        });
-        self.stage((name, &role("fid")), &json!({"split": "train"}), &[("samples", &sample), ("data", data)], |work| {
+        let sampled = |link: &str, seed: u64| {
+            let config = json!({"weights": weights, "num": kind.num, "seed": seed});
+            self.stage((name, &role(link)), &config, &[("model", train)], |work| {
+                let pixels: Vec<u8> = (0..kind.num * 48).map(|i| ((i + seed as usize) * 37 % 251) as u8).collect();
+                write(work, "sample.json", &json!({"model": train.digest()}).to_string());
+                npy::write(&work.path("images.npy"), &[kind.num, 4, 4, 3], &pixels).unwrap();
+            })
+        };
+        let sample = sampled("sample", 0);
+        let mut inputs = vec![("samples", sample), ("data", data.clone())];
+        if kind.objective == "fm" && weights == "ema" {
+            inputs.push(("samples-1", sampled("sample-seed-7", 7)));
+            self.stage((name, "reference"), &json!({}), &[("data", data)], |work| write(work, "stats", "1"));
+        }
+        let inputs: Vec<(&str, &Artifact)> = inputs.iter().map(|(role, artifact)| (*role, artifact)).collect();
+        self.stage((name, &role("fid")), &json!({"split": "train"}), &inputs, |work| {
             let mut fid = json!({"fid": kind.fid + worse, "n": kind.num, "n_reference": 64, "split": "train",
                 "resize": "tf1", "rank_deficient": kind.num < 9, "sample": {"model": train.digest()}});
             if kind.objective == "fm" {
-                fid["against"] = json!({"train": {"kid": {"mean": 0.0025, "std": 1e-4}}});
+                fid["against"] = json!({"train": {"kid": {"mean": 0.0025, "std": 1e-4}}, "test": {"fid": 45.0}});
+                fid["spread"] = json!({"seeds": 2, "fid": {"mean": 41.5, "std": 2.1213}});
+                let histogram = json!({"edges": [0.0, 1.0, 2.0], "samples": [2, 8], "test": [0, 5]});
+                fid["memorisation"] = json!({"features": {"near": 0.02, "histogram": histogram},
+                                             "pixels": {"near": 0.01, "histogram": histogram}});
             }
             write(work, "fid.json", &fid.to_string());
         });

@@ -40,6 +40,8 @@ fn every_figure_and_number_of_complete_runs_is_there() {
         "samples",
         "pull",
         "push",
+        "nearest-fm-0-features",
+        "nearest-fm-0-pixels",
     ] {
         for kind in ["svg", "png"] {
             assert!(names.contains(&format!("figures/{figure}.{kind}").as_str()), "{figure}.{kind} in {names:?}");
@@ -52,6 +54,10 @@ fn every_figure_and_number_of_complete_runs_is_there() {
     assert_eq!(cells(&page, "FID"), ["40.00", "42.00", "30.00*", "30.00*", "41.00"]);
     assert_eq!(cells(&page, "KID x 1000"), ["2.500", "2.500", "-", "-", "2.500"]);
     assert_eq!(cells(&page, "peak minus t=0")[..4], ["10.00", "10.00", "10.00", "10.00"]);
+    assert_eq!(cells(&page, "FID, other half")[..3], ["45.00", "45.00", "-"]);
+    assert_eq!(cells(&page, "FID over sample seeds")[..3], ["41.50 ± 2.12 (2)", "41.50 ± 2.12 (2)", "-"]);
+    assert_eq!(cells(&page, "copies, %")[..3], ["2.0", "2.0", "-"]);
+    assert!(page.contains("Not shown for want of distances in the artifact of fid: lcf, lcf-few."));
     assert_eq!(cells(&page, "GPU hours, all stages")[0], "-");
     assert_eq!(cells(&page, "ms/step, median")[0], "20.0");
     assert!(page.contains("41.00<small>40.00 to 42.00</small>"));
@@ -86,6 +92,77 @@ fn seeds_are_one_line_with_a_band_and_other_settings_are_not() {
 }
 
 #[test]
+fn further_samples_are_named_where_fid_was_given_them() {
+    let bench = Bench::new();
+    bench.run("fm-0", &Kind::fm(0));
+    let (artifact, _) = bench.report(&["fm-0"]);
+    assert!(page(&artifact).contains("fm-0/sample-seed-7"));
+    // A link to samples that the fid linked beside it knows nothing of.
+    bench.run("lcf", &Kind::lcf());
+    let other = fs::read_link(bench.link("fm-0", "sample-seed-7")).unwrap();
+    std::os::unix::fs::symlink(other, bench.link("lcf", "sample-seed-7")).unwrap();
+    let (artifact, _) = bench.report(&["lcf"]);
+    assert!(!page(&artifact).contains("sample-seed-7"));
+}
+
+#[test]
+fn what_is_made_within_another_stage_or_serves_many_counts_once() {
+    let bench = Bench::new();
+    bench.run("fm-0", &Kind::fm(0));
+    // Where and how long is in the manifest and in no digest.
+    for (role, seconds) in [("reference", 7200.0), ("fid", 9000.0), ("epoch-1/fid", 1800.0)] {
+        let path = bench.link("fm-0", role).join("manifest.json");
+        let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        manifest["provenance"]["device"] = "cuda:0 NVIDIA H100".into();
+        manifest["provenance"]["seconds"] = seconds.into();
+        fs::write(&path, manifest.to_string()).unwrap();
+    }
+    let (artifact, _) = bench.report(&["fm-0"]);
+    assert_eq!(cells(&page(&artifact), "GPU hours, all stages"), ["3.000"]);
+}
+
+#[test]
+fn names_with_odd_characters_have_figures_of_their_own() {
+    let bench = Bench::new();
+    let names =
+        ["a.b", "a-b", "日本", "<b>&\"'", "a name of many words, and then more, and then still more of them, and more"];
+    for (i, name) in names.iter().enumerate() {
+        // Another objective keeps runs of other seeds apart.
+        bench.run(name, &Kind::fm(i as u64).named(["fm", "lcf", "x", "y", "z"][i]));
+    }
+    let (artifact, out) = bench.report(&names);
+    let files: Vec<&str> = artifact.manifest().outputs.iter().map(|output| output.path.as_str()).collect();
+    for name in ["loss-a-b", "loss-a-b-2", "loss-run", "loss-b"] {
+        assert!(files.contains(&format!("figures/{name}.svg").as_str()), "{name} in {files:?}");
+    }
+    let page = page(&artifact);
+    assert!(page.contains("&lt;b&gt;&amp;&quot;") && !page.contains("<b>") && out.contains("日本"), "{out}");
+    // The title of a figure is broken, not cut.
+    let svg = fs::read_to_string(
+        artifact
+            .file("figures/loss-a-name-of-many-words-and-then-more-and-then-still-more-of-them-and-more.svg")
+            .unwrap(),
+    )
+    .unwrap();
+    assert!(
+        svg.contains("\na name of many words, and then more, and then") && svg.contains("of them, and more\n"),
+        "{svg}"
+    );
+}
+
+#[test]
+fn one_run_under_two_names_is_not_two_seeds_and_snapshots_make_no_other_training() {
+    let bench = Bench::new();
+    bench.run("a", &Kind::fm(0));
+    bench.run("b", &Kind::fm(0));
+    bench.run("c", &Kind::fm(1).without_snapshots());
+    let (artifact, _) = bench.report(&["a", "b"]);
+    assert!(!page(&artifact).contains("seeds)"));
+    let (artifact, _) = bench.report(&["a", "c"]);
+    assert!(page(&artifact).contains("a, c (2 seeds)"));
+}
+
+#[test]
 fn what_is_missing_is_named_on_the_page_and_on_stdout() {
     let bench = Bench::new();
     bench.run("lcf", &Kind::lcf());
@@ -98,7 +175,7 @@ fn what_is_missing_is_named_on_the_page_and_on_stdout() {
     }
     assert!(page.contains("Not shown for want of a FID: lcf."));
     assert!(page.contains("Not shown for want of probes at two epochs or more: lcf"));
-    assert!(page.contains("no two of these runs differ in the number of training images"));
+    assert!(page.contains("no two of these runs that have a probe differ in the number of training images"));
     assert_eq!(cells(&page, "FID"), ["-"]);
     // A link that leads nowhere is as good as none, and named.
     fs::remove_dir_all(fs::canonicalize(bench.link("lcf", "sample")).unwrap()).unwrap();
@@ -145,7 +222,7 @@ fn damage_and_wrong_usage_are_refused_by_name() {
         assert!(stdout(&output).is_empty());
     };
     refused(&[], 2, "<RUN>");
-    refused(&[Path::new("/no/such")], 1, "/no/such: cannot open");
+    refused(&[Path::new("/no/such")], 2, "/no/such: no such run");
     refused(&[bench.dir.path()], 2, "no run here");
     let run = bench.runs().join("lcf");
     refused(&[&run, &run], 2, "a run called lcf is among the others already");

@@ -13,7 +13,7 @@ use std::{
 pub struct Provenance {
     /// `git rev-parse HEAD` of the current directory, or `LCF_REVISION`; `-dirty` is appended with local changes.
     pub revision: String,
-    /// The command line.
+    /// The command line, bytes that are not UTF-8 replaced.
     pub argv: Vec<String>,
     /// Host name.
     pub host: String,
@@ -34,7 +34,7 @@ impl Provenance {
     pub fn start() -> Self {
         Self {
             revision: revision(),
-            argv: env::args().collect(),
+            argv: env::args_os().map(|part| part.to_string_lossy().into_owned()).collect(),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             device: "cpu".into(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

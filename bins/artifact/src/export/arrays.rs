@@ -1,11 +1,29 @@
 //! Arrays that are `.npy` already, and the weights of probes, which become it.
 
-use super::copy;
+use super::{copy, write};
 use lcf_store::{Artifact, Error, Result, npy};
 use safetensors::{Dtype, SafeTensors};
 use std::{fs, path::Path};
 
 const WEIGHTS: &str = "weights.safetensors";
+/// How the arrays of a probe are used.
+const HOW: &str = "\
+# Linear probes
+
+For each timestep T = 1000 t, on the features that lcf-extract computed at it (`test-T0020.npy` of an exported `extract`):
+
+```python
+import numpy as np
+
+x, labels = np.load(\"test-T0020.npy\"), np.load(\"test-labels.npy\")  # float32 [N, D], int64 [N]
+raw_w, raw_b = np.load(\"T0020.raw.weight.npy\"), np.load(\"T0020.raw.bias.npy\")  # [C, D], [C]
+std_w, std_b = np.load(\"T0020.std.weight.npy\"), np.load(\"T0020.std.bias.npy\")
+mean, scale = np.load(\"T0020.std.mean.npy\"), np.load(\"T0020.std.scale.npy\")  # [D]
+raw = (x @ raw_w.T + raw_b).argmax(1)  # predicted classes, features as they are
+std = ((x - mean) * scale @ std_w.T + std_b).argmax(1)  # standardised
+print((raw == labels).mean(), (std == labels).mean())  # probe.csv: test_acc_raw, test_acc_std
+```
+";
 
 /// Every file as it is.
 pub fn copy_all(artifact: &Artifact, to: &Path) -> Result<()> {
@@ -16,7 +34,8 @@ pub fn copy_all(artifact: &Artifact, to: &Path) -> Result<()> {
         .try_for_each(|output| copy(&artifact.dir().join(&output.path), &to.join(&output.path)))
 }
 
-/// Curve and summary as they are, and one `.npy` a tensor: `T0020.raw.weight.npy`, float32 `[C, D]`, and so on.
+/// Curve and summary as they are, one `.npy` a tensor: `T0020.raw.weight.npy`, float32 `[C, D]`, and so on, and how they are
+/// used.
 pub fn probe(artifact: &Artifact, to: &Path) -> Result<()> {
     for output in artifact.manifest().outputs.iter().filter(|output| output.path != WEIGHTS) {
         copy(&artifact.dir().join(&output.path), &to.join(&output.path))?;
@@ -33,5 +52,5 @@ pub fn probe(artifact: &Artifact, to: &Path) -> Result<()> {
             tensor.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         npy::write(&to.join(format!("{name}.npy")), tensor.shape(), &values)?;
     }
-    Ok(())
+    write(&to.join("README.md"), HOW.as_bytes())
 }

@@ -6,6 +6,7 @@ use crate::{
 };
 use lcf_store::Artifact;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// The card of the weights called `name` in `artifact`, whose `train.json` is `train`. Numbers are those of every
 /// evaluation of these weights in `store`.
@@ -91,10 +92,17 @@ fn numbers(artifact: &Artifact, name: &str, store: &Store) -> String {
             (ours && verifies(found)).then(|| (content, head(found.digest()).to_owned()))
         })
     };
-    let fids: Vec<Vec<String>> =
-        of("fid", "fid.json", "/sample").flat_map(|(fid, digest)| fid_rows(&fid, &digest)).collect();
+    // What was measured again with more seeds stands once, where they are.
+    let mut measured: Vec<(Value, String)> = of("fid", "fid.json", "/sample").collect();
+    measured.sort_by_key(|(fid, _)| !fid["spread"].is_object());
+    let mut known = BTreeSet::new();
+    let fids: Vec<Vec<String>> = measured
+        .iter()
+        .flat_map(|(fid, digest)| fid_rows(fid, digest))
+        .filter(|row| known.insert(row[..row.len() - 1].to_vec()))
+        .collect();
     let probes: Vec<Vec<String>> =
-        of("probe", "probe.json", "").map(|(probe, digest)| probe_row(&probe, &digest)).collect();
+        of("probe", "probe.json", "").flat_map(|(probe, digest)| probe_rows(&probe, &digest)).collect();
     let mut out = "\n## Numbers\n\n".to_owned();
     if fids.is_empty() && probes.is_empty() {
         return out + "None: nothing of these weights had been evaluated when this was written.\n";
@@ -107,7 +115,7 @@ fn numbers(artifact: &Artifact, name: &str, store: &Store) -> String {
     if !probes.is_empty() {
         out += if fids.is_empty() { "" } else { "\n" };
         out += &table(&["linear probe", "at t = 0", "peak", "at T", "artifact"], &probes);
-        out += "\nTest accuracy in % on features of a block, as they are.\n";
+        out += "\nTest accuracy in % on features of a block, as they are and standardised.\n";
     }
     out
 }
@@ -146,10 +154,40 @@ fn fid_rows(fid: &Value, digest: &str) -> Vec<Vec<String>> {
         .iter()
         .filter_map(|half| Some(row(fid.get("against")?.get(half).filter(|half| half.is_object())?, half)))
         .collect();
-    if halves.is_empty() { vec![row(fid, &field("split"))] } else { halves }
+    let rows = if halves.is_empty() { vec![row(fid, &field("split"))] } else { halves };
+    rows.into_iter().chain(over_seeds(fid, digest)).collect()
 }
 
-fn probe_row(probe: &Value, digest: &str) -> Vec<String> {
+/// Mean and standard deviation over the seeds of several samplings.
+fn over_seeds(fid: &Value, digest: &str) -> Option<Vec<String>> {
+    let spread = fid.get("spread").filter(|spread| spread.is_object())?;
+    let number = |name: &str, digits: usize| {
+        let part = |part: &str| spread.get(name)?.get(part)?.as_f64();
+        let (mean, std) = part("mean").zip(part("std"))?;
+        Some(format!("{mean:.digits$} ± {std:.digits$}"))
+    };
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let few = if fid["rank_deficient"] == true { " (too few images)" } else { "" };
+    let [n, reference, split, seeds] = [fid.get("n"), fid.get("n_reference"), fid.get("split"), spread.get("seeds")]
+        .map(|field| or_none(field.and_then(plain)));
+    Some(vec![
+        format!("{n}, mean ± std of {seeds} seeds"),
+        format!("{reference} {split}"),
+        or_none(number("fid", 3)) + few,
+        or_none(number("kid", 5)),
+        or_none(number("precision", 3)),
+        or_none(number("recall", 3)),
+        digest.to_owned(),
+    ])
+}
+
+/// One row for features as they are and one for standardised ones, as far as they were probed.
+fn probe_rows(probe: &Value, digest: &str) -> Vec<Vec<String>> {
+    let kinds = [("raw", "as they are"), ("std", "standardised")];
+    kinds.iter().filter(|(key, _)| probe[key].is_object()).map(|kind| probe_row(probe, *kind, digest)).collect()
+}
+
+fn probe_row(probe: &Value, (key, name): (&str, &str), digest: &str) -> Vec<String> {
     let percent = |path: &str| {
         probe
             .pointer(path)
@@ -157,8 +195,9 @@ fn probe_row(probe: &Value, digest: &str) -> Vec<String> {
             .map_or_else(|| "-".to_owned(), |value| format!("{:.2}", 100.0 * value))
     };
     let layer = probe.get("layer").and_then(plain).unwrap_or_default();
-    let peak = probe.pointer("/raw/peak_timestep").and_then(plain).unwrap_or_default();
-    vec![format!("block {layer}"), percent("/raw/t0"), percent("/raw/peak"), peak, digest.to_owned()]
+    let peak = probe.pointer(&format!("/{key}/peak_timestep")).and_then(plain).unwrap_or_default();
+    let share = |part: &str| percent(&format!("/{key}/{part}"));
+    vec![format!("block {layer}, {name}"), share("t0"), share("peak"), peak, digest.to_owned()]
 }
 
 /// Where it comes from, in hashes.

@@ -4,12 +4,12 @@ use super::{Section, figure, line, slug};
 use crate::{
     axis::{Axis, Scale},
     figure::{Figure, Line},
-    group::Group,
+    group::{Group, without},
     palette::{distinct, ramp},
     read::{Features, Probe},
     run::{Evaluation, Run},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const BOTH: [Features; 2] = [Features::Raw, Features::Std];
 const UNIT: &str = "accuracy on held-out images, %";
@@ -32,6 +32,18 @@ pub fn probe(groups: &[Group]) -> Section {
             .collect();
         let title = format!("Linear probe, {}", features.name());
         section.add(format!("probe-{}", features.id()), over_t(&title, lines));
+    }
+    let mut datasets: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+    for run in groups.iter().flat_map(|group| &group.runs).filter(|run| run.last.probe.is_some()) {
+        if let Some(dataset) = run.dataset() {
+            datasets.entry(dataset).or_default().push(&run.name);
+        }
+    }
+    if datasets.len() > 1 {
+        let list: Vec<String> =
+            datasets.iter().map(|((name, _), runs)| format!("{} ({name})", runs.join(", "))).collect();
+        let list = list.join("; ");
+        section.notes.push(format!("These runs are of several datasets, whose accuracies are not comparable: {list}."));
     }
     section.without(groups, "a probe", |run| run.last.probe.is_some());
     section
@@ -81,14 +93,22 @@ pub fn by_size(groups: &[Group]) -> Section {
     let mut section = Section::new("probe-sizes", "Probe accuracy by number of training images", about);
     let mut families: Vec<Vec<&Group>> = Vec::new();
     for group in groups.iter().filter(|group| size(group).is_some() && group.runs[0].last.probe.is_some()) {
-        match families.iter_mut().find(|family| same_training(family[0], group)) {
+        match families.iter_mut().find(|family| same_but_size(family[0], group)) {
             Some(family) => family.push(group),
             None => families.push(vec![group]),
         }
     }
     for family in &mut families {
         family.sort_by_key(|group| size(group));
-        family.dedup_by_key(|group| size(group));
+        let mut again: Vec<&str> = Vec::new();
+        family.dedup_by(|next, first| {
+            let same = size(next) == size(first);
+            again.extend(same.then_some(next.name.as_str()));
+            same
+        });
+        if family.len() > 1 && !again.is_empty() {
+            section.notes.push(format!("Not shown, of a size that is there already: {}.", again.join(", ")));
+        }
     }
     for family in families.iter().filter(|family| family.len() > 1) {
         for features in BOTH {
@@ -108,7 +128,8 @@ pub fn by_size(groups: &[Group]) -> Section {
         }
     }
     if section.figures.is_empty() {
-        let note = "Not shown: no two of these runs differ in the number of training images alone (prepare.limit).";
+        let note = "Not shown: no two of these runs that have a probe differ in the number of training images alone \
+                    (prepare.limit).";
         section.notes.push(note.into());
     }
     section
@@ -131,16 +152,23 @@ fn size(group: &Group) -> Option<u64> {
     group.runs[0].images
 }
 
-/// Whether the trainings differ in their seeds, data and snapshots at most.
-fn same_training(a: &Group, b: &Group) -> bool {
-    let config = |group: &Group| {
-        let mut config = group.runs[0].artifact("train").map(|artifact| artifact.manifest().config.clone());
-        if let Some(map) = config.as_mut().and_then(|config| config.as_object_mut()) {
-            map.remove("seed");
-            map.remove("snapshots");
-        }
-        config
+/// Whether two groups differ in their seeds, snapshots and number of training images at most, as far as a probe is
+/// concerned.
+fn same_but_size(a: &Group, b: &Group) -> bool {
+    let same = |stage: &str, but: &[&str]| {
+        let config = |group: &Group| Some(without(but, &group.runs[0].artifact(stage)?.manifest().config));
+        config(a) == config(b)
     };
-    let dataset = |group: &Group| group.runs[0].train.as_ref().map(|train| train.dataset.clone());
-    config(a) == config(b) && dataset(a) == dataset(b)
+    let raw = |group: &Group| group.runs[0].artifact("prepare").map(|made| made.manifest().inputs.clone());
+    // How many images are made of nothing is among the settings of those.
+    let made = |group: &Group| {
+        let artifact = group.runs[0].artifact("prepare")?;
+        Some(without(&["train"], artifact.manifest().config.get("synthetic")?))
+    };
+    same("prepare", &["limit", "seed", "synthetic"])
+        && raw(a) == raw(b)
+        && made(a) == made(b)
+        && same("train", &["seed", "snapshots"])
+        && same("extract", &["seed"])
+        && same("probe", &["seed"])
 }

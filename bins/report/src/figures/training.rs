@@ -6,7 +6,9 @@ use crate::{
     figure::Line,
     group::{Group, binned},
     palette::{distinct, ramp},
+    read::Fid,
     run::Run,
+    table::RANK_NOTE,
 };
 use std::collections::BTreeSet;
 
@@ -19,8 +21,7 @@ const END: f64 = 0.1;
 
 /// Figure 5.
 pub fn fid(groups: &[Group]) -> Section {
-    let about =
-        "Frechet Inception distance of samples from the training images, lower is better. Figure 5 of the paper.";
+    let about = "Frechet Inception distance of samples from real images, lower is better. Figure 5 of the paper.";
     let mut section = Section::new("fid", "FID over training", about);
     let lines: Vec<Line> = groups
         .iter()
@@ -32,12 +33,21 @@ pub fn fid(groups: &[Group]) -> Section {
         figure("FID by epoch", epochs_axis(groups), ("FID, lower is better", Scale::Linear), lines),
     );
     let runs = || groups.iter().flat_map(|group| &group.runs);
-    let protocols: BTreeSet<String> = runs().filter_map(|run| Some(run.last.fid.as_ref()?.protocol())).collect();
+    let all = || runs().flat_map(|run| run.evaluations()).filter_map(|(_, evaluation)| evaluation.fid.as_ref());
+    let protocols: BTreeSet<String> = all().map(Fid::protocol).collect();
+    let references: BTreeSet<&str> = all().filter_map(|fid| fid.text("/digests/reference")).collect();
     if protocols.len() > 1 {
-        let list = protocols.into_iter().collect::<Vec<_>>().join("; ");
+        let list = protocols.iter().cloned().collect::<Vec<_>>().join("; ");
         section.notes.push(format!("These FIDs are not comparable, they were measured in several ways: {list}."));
     } else if let Some(protocol) = protocols.first() {
         section.notes.push(format!("Measured with {protocol}."));
+    }
+    if protocols.len() == 1 && references.len() > 1 {
+        let note = "These FIDs are not comparable: the real images are not the same for all.";
+        section.notes.push(note.into());
+    }
+    if all().any(|fid| fid.0["rank_deficient"] == true) {
+        section.notes.push(RANK_NOTE.trim_start_matches("* ").replacen("from", "From", 1));
     }
     section.without(groups, "a FID", |run| run.last.fid.is_some());
     let single: Vec<&str> = runs().filter(|run| fids(run).len() == 1).map(|run| run.name.as_str()).collect();
@@ -83,7 +93,7 @@ pub fn loss(groups: &[Group]) -> Section {
         }
         section.add(format!("loss-{}", slug(&group.name)), drawn);
     }
-    section.without(groups, "a training", |run| run.metrics.is_some());
+    section.without(groups, "a loss by noise level", |run| !at_end(run).is_empty());
     section
 }
 
