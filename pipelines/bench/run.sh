@@ -24,7 +24,7 @@ mkdir -p "$kept"
 files=()
 for stage in $stages; do
     more=()
-    [ "$stage$GPUS" = train1 ] || [ "$stage" != train ] || more=(--ranks "$GPUS")
+    if [ "$stage" = train ] && [ "$GPUS" != 1 ]; then more=(--ranks "$GPUS"); fi
     for value in $SET; do more+=(--set "$value"); done
     echo "bench: $stage" >&2
     "$BIN/lcf-$stage" --bench --bench-seconds "$BENCH_SECONDS" --config "$CFG" --device "$DEVICE" --json "${more[@]}" \
@@ -40,4 +40,4 @@ else
     "$python" -B "$here/torch_step.py" --like "$kept/train.json" --seconds "$BENCH_SECONDS" >"$kept/torch.jsonl"
     more=(--torch "$kept/torch.jsonl")
 fi
-exec "$BIN/lcf-report" bench "${files[@]}" "${more[@]}" --command "$command" --out "${BENCH_OUT:-docs/bench}"
+exec "$BIN/lcf-report" bench "${files[@]}" "${more[@]}" --command "$command" --out docs/bench

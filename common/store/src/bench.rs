@@ -180,7 +180,7 @@ impl Outcome {
             let share = measured.share_text().map(|share| format!(", {share} of the floor")).unwrap_or_default();
             let rate = text::digits(measured.items_per_s);
             out += &format!(
-                "{}: {}: {median} (5 to 95 %: {low} to {high}, {n} times), {rate} {}/s{share}\n",
+                "{}: {}: {median} (5 to 95 %: {low} to {high}, n = {n}), {rate} {}/s{share}\n",
                 self.stage, measured.what, measured.item
             );
         }
@@ -255,8 +255,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "train: step: 2.00 s (5 to 95 %: 2.00 s to 2.00 s, 1 times), 5.00 images/s, 25 % (arithmetic) of the floor",
-                "train: distance: 2.00 s (5 to 95 %: 2.00 s to 2.00 s, 1 times), 0.500 distances/s",
+                "train: step: 2.00 s (5 to 95 %: 2.00 s to 2.00 s, n = 1), 5.00 images/s, 25 % (arithmetic) of the floor",
+                "train: distance: 2.00 s (5 to 95 %: 2.00 s to 2.00 s, n = 1), 0.500 distances/s",
                 "train: CPU, 2 cores: bf16 products 1.00 TFLOP/s, copy 1.00 GB/s, peak 3.0 MiB",
             ]
         );

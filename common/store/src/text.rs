@@ -32,9 +32,10 @@ pub fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// Three digits of a number that is not negative, more where it is large: `0.520`, `28.2`, `9080`.
+/// Three digits of a number that is not negative, more where it is large, fewer below 0.01: `0.0516`, `28.2`, `9080`.
 pub fn digits(value: f64) -> String {
     let decimals = match value {
+        0.0..0.09995 => 4,
         0.0..0.9995 => 3,
         0.0..9.995 => 2,
         0.0..99.95 => 1,
@@ -126,7 +127,7 @@ mod tests {
     #[test]
     fn measured_numbers_have_three_digits() {
         assert_eq!([0.52, 28.21, 999.9, 5210.0].map(milliseconds), ["0.520 ms", "28.2 ms", "1000 ms", "5.21 s"]);
-        assert_eq!([0.9996, 9.999, 99.96, 9080.4].map(digits), ["1.00", "10.0", "100", "9080"]);
+        assert_eq!([0.05162, 0.9996, 9.999, 99.96, 9080.4].map(digits), ["0.0516", "1.00", "10.0", "100", "9080"]);
         assert_eq!(
             [si(7.97e14, "FLOP/s"), si(2.5e10, "B/s"), si(3.0, "B/s")],
             ["797 TFLOP/s", "25.0 GB/s", "3.00 B/s"]

@@ -141,7 +141,7 @@ fn agree(stages: &mut [Outcome]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lcf_store::{bench::Work, machine::Machine, provenance::Provenance};
+    use lcf_store::{bench::Work, machine::Machine};
 
     /// A stage on `device` that made 10 items of 1 GFLOP in 1 s, beside a rate of products.
     fn stage(name: &str, device: &str, precision: &str, flop_per_s: f64) -> Outcome {
@@ -162,7 +162,6 @@ mod tests {
                 cores: 16,
                 rustc: "rustc 1.95.0 (59807616e 2026-04-14)".into(),
                 libtorch: "2.11.0".into(),
-                ..Machine::of(&Provenance::default())
             },
             revision: "0123456789abcdef-dirty".into(),
             argv: vec!["target/release/lcf-train".into(), "--bench".into()],

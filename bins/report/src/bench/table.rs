@@ -8,7 +8,7 @@ use lcf_store::{
 
 /// The names of its columns.
 pub const HEAD: [&str; 8] =
-    ["stage", "what", "median", "5 to 95 %", "times", "a second", "share of the floor", "peak memory"];
+    ["stage", "what", "median", "5 to 95 %", "n", "a second", "share of the floor", "peak memory"];
 /// Which are numbers.
 pub const ALIGN: &str = "llrrrrrr";
 
@@ -80,11 +80,11 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "stage    what           median       5 to 95 %  times     a second  share of the floor  peak memory",
-                "train    step           1.00 s  1.00 to 1.00 s      1  10.0 images  5.0 % (arithmetic)      1.0 GiB",
-                "         PyTorch eager  2.00 s  2.00 to 2.00 s      2  5.00 images  2.5 % (arithmetic)      2.0 GiB",
-                "probe    step           1.00 s  1.00 to 1.00 s      1  10.0 images                   -      1.0 GiB",
-                "extract  step           1.00 s  1.00 to 1.00 s      1  10.0 images  5.0 % (arithmetic)      1.0 GiB",
+                "stage    what           median       5 to 95 %  n     a second  share of the floor  peak memory",
+                "train    step           1.00 s  1.00 to 1.00 s  1  10.0 images  5.0 % (arithmetic)      1.0 GiB",
+                "         PyTorch eager  2.00 s  2.00 to 2.00 s  2  5.00 images  2.5 % (arithmetic)      2.0 GiB",
+                "probe    step           1.00 s  1.00 to 1.00 s  1  10.0 images                   -      1.0 GiB",
+                "extract  step           1.00 s  1.00 to 1.00 s  1  10.0 images  5.0 % (arithmetic)      1.0 GiB",
                 "NVIDIA H100 80GB HBM3: bf16 products 200 GFLOP/s, copy, read and written 2.00 GB/s, fp32 products 40.0 GFLOP/s",
             ]
         );

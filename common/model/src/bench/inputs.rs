@@ -4,7 +4,6 @@
 use crate::{
     Dit, Params,
     config::{Input, ModelConfig, Precision},
-    rng::{Purpose, Rng},
 };
 use lcf_store::{
     Error, Result,
@@ -70,10 +69,10 @@ impl Shapes {
     }
 }
 
-/// Adds a random number to each weight of `flat`, in place.
+/// Adds a random number to each weight of `flat`, in place; the same in every process.
 pub fn stir(flat: &mut Tensor) {
-    let index = Tensor::arange(flat.numel() as i64, (Kind::Int64, flat.device()));
-    *flat += Rng::new(0, Purpose::Init).normal(&index, 1).squeeze_dim(1) * SPREAD;
+    tch::manual_seed(0);
+    *flat += flat.randn_like() * SPREAD;
 }
 
 #[cfg(test)]
