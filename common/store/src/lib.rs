@@ -37,6 +37,7 @@ pub mod progress;
 pub mod provenance;
 pub mod random;
 pub mod stage;
+mod strict;
 pub mod subset;
 pub mod text;
 
