@@ -47,14 +47,14 @@ fn run(args: Args) -> anyhow::Result<()> {
     let data = Dataset::open(&args.data)?;
     config.check(&trained.meta, &data.meta, &args.data)?;
     if trained.meta.data != data.artifact.digest() {
-        eprintln!("extract: note: these images are not the dataset artifact that the model was trained on");
+        eprintln!("extract: warning: these images are not the dataset artifact that the model was trained on");
     }
     let plan = Plan::of(VERSION, &config).input("model", trained.artifact.digest());
     let (artifact, built) = match plan.input("data", data.artifact.digest()).begin(&args.stage)? {
         Begin::UpToDate(artifact) => (artifact, false),
         Begin::Build(mut work) => {
             let device = args.device.open()?;
-            device::record(work.provenance(), device);
+            device::record(work.provenance(), device, trained.is_fused(config.precision, device));
             let started = Instant::now();
             let batch = args.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize;
             run::run(&config, &trained, &data, device, batch, &work)?;

@@ -54,7 +54,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         Begin::UpToDate(artifact) => (artifact, false),
         Begin::Build(mut work) => {
             let device = args.device.open()?;
-            device::record(work.provenance(), device);
+            let in_order = trained.is_fused(resolved.config.precision, device);
+            device::record(work.provenance(), device, in_order);
             let batch = args.batch.unwrap_or(if device == Device::Cpu { 64 } else { 512 }) as usize;
             let started = Instant::now();
             run::run(&resolved, &trained, device, batch, &work)?;

@@ -15,7 +15,8 @@ use lcf_store::{
     cli::{self, StageArgs},
     dataset::Dataset,
     error::STOPPED,
-    stage::{Begin, Plan},
+    provenance::UP_TO_ROUNDING,
+    stage::{Begin, Plan, Work},
 };
 use lcf_train::{
     TrainConfig,
@@ -23,6 +24,7 @@ use lcf_train::{
     metrics,
     ranks::{self, Ranks},
     run::{self, Pace, train},
+    step::is_captured,
     tensorboard,
 };
 use std::{
@@ -124,11 +126,7 @@ fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
         Begin::Build(mut work) => {
             ranks.announce(Some(&key))?;
             let device = ranks.open(&args.device)?;
-            device::record(work.provenance(), device);
-            if !ranks.are_one() {
-                let device = &mut work.provenance().device;
-                *device = format!("{} x {device}", ranks.size());
-            }
+            record(&mut work, config, input, device, args.engine.into(), ranks);
             announce(config, &dataset, input, device, ranks);
             if device != Device::Cpu && args.engine == EngineArg::Fused && !lcf_model::has_kernels() {
                 eprintln!(
@@ -145,6 +143,16 @@ fn stage(args: &Args, config: &TrainConfig, ranks: &Ranks) -> Result<()> {
     };
     args.stage.link(&artifact)?;
     print(&args.stage, &artifact, built)
+}
+
+/// Records where it is trained, and whether the weights can be had again: several ranks sum in an order of their own.
+fn record(work: &mut Work, config: &TrainConfig, input: Input, device: Device, engine: Engine, ranks: &Ranks) {
+    device::record(work.provenance(), device, is_captured(config, input, device, engine));
+    if !ranks.are_one() {
+        let made = work.provenance();
+        made.device = format!("{} x {}", ranks.size(), made.device);
+        made.reproducible = UP_TO_ROUNDING.to_owned();
+    }
 }
 
 /// What a rank other than 0 does: it computes, and writes nothing.
@@ -224,6 +232,12 @@ fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
     }
     let state = if built { "trained" } else { "up to date" };
     let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
+    if 2 * meta.skipped > meta.steps {
+        let Meta { skipped, steps, .. } = meta;
+        eprintln!(
+            "train: warning: {skipped} of {steps} updates were left out: lower train.optim.lr or contrast.lambda"
+        );
+    }
     let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
     println!(
         "train: {state}: {} on {}, {} parameters, {} epochs{loss}{skipped}",

@@ -220,15 +220,19 @@ impl Run<'_> {
         }
         self.progress.skipped += totals.skipped;
         let Totals { skipped, in_a_row, last_bad, .. } = *totals;
+        // The gradient that is at hand is that of the last step.
+        let first = self.trainer.bad_gradient().filter(|_| in_a_row > 0);
+        let first = first.map(|place| format!(", first {place}")).unwrap_or_default();
         display.say(&format!(
-            "train: step {last_bad}: loss or gradient not finite, update left out ({skipped} of the last {} steps, \
+            "train: step {last_bad}: loss or gradient not finite{first}, update left out ({skipped} of the last {} steps, \
              {in_a_row} in a row)",
             totals.steps
         ));
         if in_a_row < MAX_SKIPPED_IN_A_ROW {
             return Ok(());
         }
-        let message = format!("{in_a_row} steps in a row up to step {last_bad} were not finite; training stopped");
+        let message =
+            format!("{in_a_row} steps in a row up to step {last_bad} were not finite{first}; training stopped");
         let hint = "lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept in this directory";
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }

@@ -36,6 +36,7 @@ pub mod npy;
 pub mod progress;
 pub mod provenance;
 pub mod random;
+mod revision;
 pub mod stage;
 mod strict;
 pub mod subset;
