@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs libtorch (the torch wheel's) into .venv and links .venv/libtorch to it. What is there already stays.
-# pipelines/deps.sh 0   the CPU: torch and the two libraries that libtorch_cpu.so cannot start without
-# pipelines/deps.sh 1   CUDA: torch with all that it needs, and nvcc
+# pipelines/deps.sh 0   the CPU: what libtorch-cpu.txt lists
+# pipelines/deps.sh 1   CUDA: what libtorch-cuda.txt lists, nvcc included
 set -euo pipefail
 VERSION=2.11.0
 RUST=1.89
@@ -36,24 +36,21 @@ if [ "$1" = 0 ]; then installed && exit 0; else installed && [ -e "$done" ] && e
 
 need python3 "sudo apt install python3 python3-venv"
 python3 -c 'import ensurepip, venv' 2>/dev/null || die "Python's venv module is missing" "sudo apt install python3-venv"
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    die "found $(python3 --version), expected Python 3.10 or newer for torch $VERSION" "or export LIBTORCH=DIR"
+python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
+    die "found $(python3 --version), expected Python 3.10 to 3.14 for torch $VERSION" "or export LIBTORCH=DIR"
 free=$(df -Pk .venv | awk 'NR == 2 { print int($4 / 1048576) }')
 if [ "$1" = 0 ]; then
-    size=2; what="the CPU (0.55 GB to download, 1.2 GB on disk)"
-    packages=(--no-deps "torch==$VERSION" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+    size=2; what="the CPU (0.55 GB to download, 1.2 GB on disk)"; packages=pipelines/libtorch-cpu.txt
 else
-    size=9; what="CUDA (3 GB to download, 4.9 GB on disk)"
-    # Besides torch the compiler of the kernels. Each part is pinned: a newer nvvm makes PTX that this ptxas refuses.
-    packages=("torch==$VERSION" nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
-        nvidia-cuda-cccl==13.0.85)
+    size=9; what="CUDA (3 GB to download, 4.9 GB on disk)"; packages=pipelines/libtorch-cuda.txt
 fi
 [ "$free" -ge "$size" ] || die ".venv: found $free GB of free disk space, expected $size" "free some, or export LIBTORCH=DIR"
 
 echo "deps: installing libtorch $VERSION for $what into .venv" >&2
 [ -x .venv/bin/pip ] || python3 -m venv .venv
-.venv/bin/pip install --disable-pip-version-check --no-compile "${packages[@]}" >&2 ||
-    die "pip could not install torch $VERSION" "run make deps again, or export LIBTORCH=DIR"
+# No file is taken whose hash is not in the list, and none is run to be installed.
+.venv/bin/pip install --disable-pip-version-check --no-compile --require-hashes --only-binary=:all: --no-deps -r "$packages" \
+    >&2 || die "pip could not install what $packages lists" "run make deps again, or export LIBTORCH=DIR"
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ln -sfn "$(realpath --relative-to=.venv "$site/torch")" .venv/libtorch
 # Build scripts look again whether there is an nvcc.

@@ -1,6 +1,6 @@
 //! The section `extract` of a config, and what of it can only be checked beside the model and the data.
 
-use lcf_model::{Precision, features::LAST_TIMESTEP, trained};
+use lcf_model::{Precision, features::check_timesteps, trained};
 use lcf_store::{Error, Result, config::Section, dataset};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -31,16 +31,7 @@ impl Section for Config {
         if self.layer == 0 {
             return Err("layer: 0, but blocks are counted from 1".into());
         }
-        if self.timesteps.first() != Some(&0) {
-            return Err("timesteps: the first has to be 0, the clean image".into());
-        }
-        if let Some(pair) = self.timesteps.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(format!("timesteps: {} after {}, but they have to increase", pair[1], pair[0]));
-        }
-        match self.timesteps.iter().find(|&&timestep| timestep > LAST_TIMESTEP) {
-            Some(bad) => Err(format!("timesteps: {bad} is not in 0..={LAST_TIMESTEP}")),
-            None => Ok(()),
-        }
+        check_timesteps(&self.timesteps)
     }
 }
 
@@ -88,9 +79,6 @@ mod tests {
         let message = |layer, timesteps: &[u32]| config(layer, timesteps).validate().unwrap_err();
         assert_eq!(config(8, &[0, 2, 1000]).validate(), Ok(()));
         assert!(message(0, &[0]).starts_with("layer: 0, but"));
-        assert!(message(1, &[]).starts_with("timesteps: the first has to be 0"));
-        assert!(message(1, &[5, 10]).starts_with("timesteps: the first has to be 0"));
-        assert_eq!(message(1, &[0, 20, 20]), "timesteps: 20 after 20, but they have to increase");
         assert_eq!(message(1, &[0, 1001]), "timesteps: 1001 is not in 0..=1000");
         let unnamed = Config { weights: String::new(), ..config(1, &[0]) };
         assert!(unnamed.validate().unwrap_err().starts_with("weights: empty"));

@@ -68,14 +68,14 @@ fn run(args: Args) -> anyhow::Result<()> {
     let data = Dataset::open(&inputs.data)?;
     config.check(&trained.meta, &data.meta, &inputs.data)?;
     if trained.meta.data != data.artifact.digest() {
-        eprintln!("extract: note: these images are not the dataset artifact that the model was trained on");
+        eprintln!("extract: warning: these images are not the dataset artifact that the model was trained on");
     }
     let plan = Plan::of(VERSION, &config).input("model", trained.artifact.digest());
     let (artifact, built) = match plan.input("data", data.artifact.digest()).begin(&args.stage)? {
         Begin::UpToDate(artifact) => (artifact, false),
         Begin::Build(mut work) => {
             let device = args.device.open()?;
-            device::record(work.provenance(), device);
+            device::record(work.provenance(), device, trained.is_fused(config.precision, device));
             let started = Instant::now();
             run::run(&config, &trained, &data, device, args.batch(device), &work)?;
             let features = (data.train.count + data.test.count) * config.timesteps.len();

@@ -111,5 +111,6 @@ fn meta(config: &Config, trained: &Trained, data: &Dataset, model: &Dit) -> Meta
         seed: config.seed,
         model: trained.artifact.digest().to_owned(),
         data: data.artifact.digest().to_owned(),
+        trained_on: (trained.meta.data != data.artifact.digest()).then(|| trained.meta.data.clone()),
     }
 }

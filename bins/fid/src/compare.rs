@@ -148,8 +148,12 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
     if let Some(path) = &args.neighbours_out {
         draw(path, &fake, &real, &nearest)?;
     }
+    let mut warnings = report::warnings(fake.len(), real.len(), &metrics.kid, kid.subset_size);
+    warnings.extend(report::alike(&of_real.moments, "real images"));
+    warnings.extend(report::alike(&of_fake.moments, "fake images"));
+    warnings.extend(other_size(&real, &fake));
     Ok(Comparison {
-        warnings: report::warnings(fake.len(), real.len(), &metrics.kid, kid.subset_size),
+        warnings,
         metrics,
         nearest: Nearness {
             fake: Quantiles::of(&nearest.distances_at(0)),
@@ -160,6 +164,15 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
         fake: Side::of(&args.fake, &fake),
         resize: args.resize,
     })
+}
+
+/// What has to be said about images of different sizes, by the first of each.
+fn other_size(real: &Images, fake: &Images) -> Option<String> {
+    let (of_real, of_fake) = (real.first_shape()?, fake.first_shape()?);
+    let shape = |[c, h, w]: [usize; 3]| format!("{c}x{h}x{w}");
+    let (real, fake) = (shape(of_real), shape(of_fake));
+    (of_real != of_fake)
+        .then(|| format!("real images are {real}, fake ones {fake}: FID sees that they were scaled differently"))
 }
 
 /// Writes the picture.

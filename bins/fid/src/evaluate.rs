@@ -10,7 +10,7 @@ use crate::{
     metrics::{self, Metrics, Set, Settings},
     neighbours::{self, Around, Memorisation},
     reference::{self, Lazy, Reference},
-    report::{Against, Digests, Floor, Halves, REPORT, Report, Spread, warnings},
+    report::{Against, Digests, Floor, Halves, REPORT, Report, Spread, alike, warnings},
     samples::{self, Sampled},
     stats::Moments,
     subset::{self, Purpose},
@@ -52,10 +52,11 @@ pub fn run(args: &StageArgs, samples: &[impl AsRef<Path>], data: &Path, compute:
     let sampled =
         samples.iter().map(|path| Artifact::open(path, SAMPLE_STAGE)).collect::<lcf_store::Result<Vec<_>>>()?;
     let real = read_dataset(data)?;
-    samples::note_other_data(&sampled, &real)?;
+    let sampled = samples::open(sampled, &real.json(dataset::META)?)?;
+    let other_data = samples::other_data(&sampled, &real);
     let mut plan = Plan::of(VERSION, &config).input("data", real.digest()).input("weights", SHA256);
     for (i, sampled) in sampled.iter().enumerate() {
-        plan = plan.input(&samples::role(i), sampled.digest());
+        plan = plan.input(&samples::role(i), sampled.artifact.digest());
     }
     let (artifact, built) = match plan.begin(args)? {
         Begin::UpToDate(artifact) => {
@@ -66,11 +67,13 @@ pub fn run(args: &StageArgs, samples: &[impl AsRef<Path>], data: &Path, compute:
             work.clear()?;
             real.verify()?;
             let build = Build { args, config: &config, data: &real };
-            (build.run(work, samples::open(sampled)?, compute)?, true)
+            (build.run(work, sampled, compute)?, true)
         }
     };
     args.link(&artifact)?;
-    let report = artifact.json(REPORT)?;
+    let mut report: Report = artifact.json(REPORT)?;
+    // Results of earlier versions do not say it.
+    report.warnings.extend(other_data.filter(|warning| !report.warnings.contains(warning)));
     Ok(Outcome { artifact, report, built })
 }
 
@@ -143,7 +146,8 @@ impl Build<'_> {
         let network = network.get()?;
         let features = self.features(&sampled, network, &work)?;
         let settings = Settings { kid: config.kid, k: config.k, device: network.device() };
-        device::record(work.provenance(), settings.device);
+        // The fastest of several algorithms is looked for on CUDA, and may be another one the next time.
+        device::record(work.provenance(), settings.device, false);
         let headline = Half::of(&headline, &settings)?;
         let other = other.as_ref().map(|other| Half::of(other, &settings)).transpose()?;
         let report = self.report(&sampled, &features, (&headline, other.as_ref()), &settings, &work)?;
@@ -198,7 +202,7 @@ impl Build<'_> {
             split: real.split,
             resize: real.resize,
             rank_deficient: metrics.rank_deficient,
-            warnings: warnings(n, real.n, &metrics.kid, self.config.kid.subset_size),
+            warnings: self.warnings(sampled, &set, headline, &metrics),
             floor: floor(headline, n, settings)?,
             against,
             spread: Spread::of(&seeds),
@@ -212,6 +216,15 @@ impl Build<'_> {
                 weights: SHA256.to_owned(),
             },
         })
+    }
+
+    fn warnings(&self, sampled: &[Sampled], set: &Set, headline: &Half, metrics: &Metrics) -> Vec<String> {
+        let real = headline.reference.meta.n;
+        let mut all = warnings(set.n(), real, &metrics.kid, self.config.kid.subset_size);
+        all.extend(alike(&set.moments, "samples"));
+        all.extend(alike(&headline.set.moments, "reference images"));
+        all.extend(samples::other_data(sampled, self.data));
+        all
     }
 
     fn look(

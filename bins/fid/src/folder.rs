@@ -4,6 +4,7 @@ use crate::images::Pixels;
 use lcf_store::{
     Error, Result,
     decode::{self, EXTENSIONS, is_image_name},
+    text::visible,
 };
 use rayon::prelude::*;
 use std::{
@@ -11,13 +12,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every image below `dir`, sorted by path. Names that start with a dot and links to directories are passed over.
+/// Most bytes of images that are handed on as one run. They become floats before they become small.
+const MOST_BYTES: usize = 32 << 20;
+
+/// Every image below `dir`, sorted by path. Names that start with a dot and links to directories are passed over; other
+/// files are too, with a note on stderr.
 ///
 /// # Errors
-/// [`Error::Bad`] when there is none.
+/// [`Error::Bad`] when there is none, or a name of an image is that of something else.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    walk(dir, &mut files)?;
+    let (mut files, mut others) = (Vec::new(), Vec::new());
+    walk(dir, &mut files, &mut others)?;
+    if let Some(first) = others.iter().min() {
+        let (n, first) = (others.len(), visible(&first.display().to_string()));
+        eprintln!("fid: note: {}: ignored {n} files that are not images, like {first}", dir.display());
+    }
     if files.is_empty() {
         let message = format!("found no image, expected files named *.{{{}}}", EXTENSIONS.join(","));
         return Err(Error::bad(dir, message));
@@ -26,7 +35,7 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+fn walk(dir: &Path, files: &mut Vec<PathBuf>, others: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
         let entry = entry.map_err(Error::io(dir, "list"))?;
         let path = entry.path();
@@ -34,9 +43,14 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             continue;
         }
         if entry.file_type().map_err(Error::io(&path, "stat"))?.is_dir() {
-            walk(&path, files)?;
-        } else if is_image_name(&path.to_string_lossy()) && path.is_file() {
+            walk(&path, files, others)?;
+        } else if !is_image_name(&path.to_string_lossy()) {
+            others.push(path);
+        } else if path.is_file() {
             files.push(path);
+        } else if !path.is_dir() {
+            let message = "found neither a file nor a link to one, expected an image";
+            return Err(Error::bad(path, message).with_hint("repair or remove it"));
         }
     }
     Ok(())
@@ -52,7 +66,10 @@ pub fn read(files: &[&Path]) -> Result<Vec<Pixels>> {
     for pixels in decoded {
         let pixels = pixels?;
         match runs.last_mut() {
-            Some(run) if (run.height, run.width) == (pixels.height, pixels.width) => {
+            Some(run)
+                if (run.height, run.width) == (pixels.height, pixels.width)
+                    && run.data.len() + pixels.data.len() <= MOST_BYTES =>
+            {
                 run.data.extend(pixels.data);
                 run.count += 1;
             }
@@ -91,6 +108,30 @@ mod tests {
         let runs = read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>()).unwrap();
         assert_eq!(runs.iter().map(|run| (run.count, run.width)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
         assert_eq!(runs[1].data, [1, 2, 3, 1, 2, 3, 9, 9, 9, 9, 9, 9]);
+    }
+
+    #[test]
+    fn large_images_are_not_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        // 27 MB of pixels each.
+        GrayImage::new(3000, 3000).save(&path).unwrap();
+        assert_eq!(read(&[&path, &path]).unwrap().iter().map(|run| run.count).collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    fn links_lead_to_images_or_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        GrayImage::new(2, 2).save(at("a.png")).unwrap();
+        fs::create_dir(at("real")).unwrap();
+        std::os::unix::fs::symlink("a.png", at("b.png")).unwrap();
+        std::os::unix::fs::symlink("real", at("c.png")).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [at("a.png"), at("b.png")]);
+        std::os::unix::fs::symlink("nowhere", at("d.png")).unwrap();
+        let error = list(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("d.png: found neither a file nor a link to one"), "{error}");
+        assert_eq!(error.hint().unwrap(), "repair or remove it");
     }
 
     #[test]

@@ -5,9 +5,11 @@ use lcf_store::{
     Artifact, Error, Result,
     artifact::MANIFEST,
     dataset::{self, Dataset},
+    decode,
     npy::Npy,
 };
 use std::{
+    fs,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -183,6 +185,14 @@ impl Images {
             Source::Mapped { shape: [h, w, c], .. } | Source::Memory { shape: [h, w, c], .. } => Some([c, h, w]),
             Source::Files(_) => None,
         }
+    }
+
+    /// `[C, H, W]` of the first image, as far as its file says.
+    pub fn first_shape(&self) -> Option<[usize; 3]> {
+        let Source::Files(files) = &self.source else { return self.shape() };
+        let bytes = fs::read(&files[*self.chosen.first()?]).ok()?;
+        let (width, height) = decode::dimensions(&bytes).ok()?;
+        Some([3, height as usize, width as usize])
     }
 
     /// Place of image `i` among all that are there.

@@ -86,11 +86,20 @@ impl Reference {
 
     fn of(artifact: Artifact, config: &Config) -> Result<Self> {
         let meta: Meta = artifact.json(META)?;
-        let moments = Moments::read(&artifact.file("mean.npy")?, &artifact.file("cov.npy")?)?;
-        let features = Npy::open(&artifact.file(FEATURES)?)?;
+        let moments = Moments::read(&artifact.file("mean.npy")?, &artifact.file("cov.npy")?);
+        let moments = moments.map_err(|error| match error.downcast::<Error>() {
+            Ok(error) => artifact.suspect(error).into(),
+            Err(error) => error,
+        })?;
+        let features = Npy::<f32>::open(&artifact.file(FEATURES)?)?;
         if features.shape() != [meta.n, DIM] {
             let message = format!("found shape {:?}, expected [{}, {DIM}]", features.shape(), meta.n);
-            return Err(Error::bad(features.path(), message).into());
+            return Err(artifact.suspect(Error::bad(features.path(), message)).into());
+        }
+        if let Some(at) = features.values().iter().position(|value| !value.is_finite()) {
+            let (image, feature) = (at / DIM, at % DIM);
+            let message = format!("feature {feature} of image {image} is {}, not finite", features.values()[at]);
+            return Err(artifact.suspect(Error::bad(features.path(), message)).into());
         }
         Ok(Self { artifact, meta, moments, features, config: config.clone() })
     }
@@ -154,7 +163,8 @@ impl<'a> Lazy<'a> {
 }
 
 fn build(mut work: Work, dataset: Dataset, config: &Config, network: &Inception) -> Result<Artifact> {
-    device::record(work.provenance(), network.device());
+    // The fastest of several algorithms is looked for on CUDA, and may be another one the next time.
+    device::record(work.provenance(), network.device(), false);
     let (images, meta) = choose(dataset, config)?;
     let features = network.features(&images, &format!("{} {}", meta.dataset, meta.split.name()))?;
     Moments::of(&features, DIM, network.device())?.write(work.dir())?;

@@ -6,6 +6,7 @@ use crate::{
     metrics::Metrics,
     neighbours::Memorisation,
     rank_warning,
+    stats::Moments,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -189,6 +190,11 @@ pub fn warnings(n: usize, n_reference: usize, kid: &Kid, asked: usize) -> Vec<St
         format!("KID on subsets of {size} images instead of {asked}: its mean is comparable, its spread is not")
     };
     rank_warning(n.min(n_reference)).into_iter().chain((kid.subset_size < asked).then(small)).collect()
+}
+
+/// What has to be said about images that are all the same to the network, as copies of one are.
+pub fn alike(moments: &Moments, what: &str) -> Option<String> {
+    moments.is_point().then(|| format!("all {what} have the same features: distances from them say little"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::{images::Images, metrics::Metrics, report::Seed};
 use anyhow::Result;
-use lcf_store::{Artifact, Error};
+use lcf_store::{Artifact, Error, dataset};
 use serde_json::Value;
 
 const META: &str = "sample.json";
@@ -32,16 +32,17 @@ pub fn role(i: usize) -> String {
     if i == 0 { "samples".to_owned() } else { format!("samples-{i}") }
 }
 
-/// Opens the images, and checks that what is compared can be.
+/// Opens the images, and checks that what is compared with each other and with images of `data` can be.
 ///
 /// # Errors
-/// Too few images, a `sample.json` that speaks of another number, and a second artifact that does not differ from the
-/// first in the seed, or in more than that.
-pub fn open(artifacts: Vec<Artifact>) -> Result<Vec<Sampled>> {
+/// Too few images, or of another size or number of channels than those of `data`; a `sample.json` that speaks of others;
+/// and a second artifact that does not differ from the first in the seed, or in more than that.
+pub fn open(artifacts: Vec<Artifact>, data: &dataset::Meta) -> Result<Vec<Sampled>> {
     let open = |artifact: Artifact| {
         let images = Images::samples(&artifact)?;
         images.at_least_two()?;
         let meta = meta(&artifact, images.len())?;
+        check_shape(&artifact, &images, &meta, data)?;
         anyhow::Ok(Sampled { artifact, images, meta })
     };
     let all = artifacts.into_iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -49,6 +50,26 @@ pub fn open(artifacts: Vec<Artifact>) -> Result<Vec<Sampled>> {
         all[..i].iter().try_for_each(|one| check_pair(one, other))?;
     }
     Ok(all)
+}
+
+fn check_shape(artifact: &Artifact, images: &Images, meta: &Value, data: &dataset::Meta) -> Result<()> {
+    let found @ [channels, height, width] = images.shape().expect("an array has one shape");
+    for (name, value) in [("channels", channels), ("height", height), ("width", width)] {
+        if meta.get(name).is_some_and(|said| said.as_u64() != Some(value as u64)) {
+            let message = format!("found {name} {}, expected the {value} of the images", meta[name]);
+            return Err(artifact.suspect(Error::bad(artifact.file(META)?, message)).into());
+        }
+    }
+    let expected = [data.channels, data.height, data.width];
+    let shape = |[c, h, w]: [usize; 3]| format!("{c}x{h}x{w}");
+    match found == expected {
+        true => Ok(()),
+        false => {
+            let message =
+                format!("found samples of {}, but the images of {} are {}", shape(found), data.name, shape(expected));
+            Err(Error::bad(artifact.dir(), message).with_hint("`lcf-fid compare` takes images of other sizes").into())
+        }
+    }
 }
 
 /// `sample.json`, which has to speak of as many images as there are.
@@ -81,16 +102,9 @@ fn check_pair(one: &Sampled, other: &Sampled) -> Result<()> {
     }
 }
 
-/// Says so when the model behind the samples was trained on something else than the dataset they are held against.
-///
-/// # Errors
-/// A `sample.json` that cannot be read.
-pub fn note_other_data(sampled: &[Artifact], real: &Artifact) -> Result<()> {
-    for sampled in sampled {
-        let meta: Value = sampled.json(META)?;
-        if meta["data"].as_str().is_some_and(|data| data != real.digest()) {
-            eprintln!("fid: note: these samples are of a model that was not trained on this dataset artifact");
-        }
-    }
-    Ok(())
+/// What to say when a model behind the samples was trained on something else than the dataset they are held against.
+pub fn other_data(sampled: &[Sampled], real: &Artifact) -> Option<String> {
+    let is_other = |meta: &Value| meta["data"].as_str().is_some_and(|data| data != real.digest());
+    let text = "these samples are of a model that was not trained on this dataset artifact";
+    sampled.iter().any(|sampled| is_other(&sampled.meta)).then(|| text.to_owned())
 }

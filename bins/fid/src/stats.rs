@@ -63,6 +63,12 @@ impl Moments {
         Ok(Self::new(mean.f_to_device(Device::Cpu)?, cov.f_to_device(Device::Cpu)?))
     }
 
+    /// Whether the points are one, up to rounding.
+    pub fn is_point(&self) -> bool {
+        let total = |x: &Tensor| x.sum(Kind::Double).double_value(&[]);
+        total(&self.cov.trace()) <= 1e-9 * total(&self.mean.square())
+    }
+
     /// The same moments once more, in the same memory.
     #[must_use]
     pub fn share(&self) -> Self {
@@ -83,7 +89,7 @@ impl Moments {
     /// Reads what [`Moments::write`] wrote.
     ///
     /// # Errors
-    /// Files that are not of that form.
+    /// Files that are not of that form, and numbers in them that are not finite.
     pub fn read(mean: &Path, cov: &Path) -> Result<Self> {
         let mean = npy::Npy::<f64>::open(mean)?;
         let cov = npy::Npy::<f64>::open(cov)?;
@@ -91,6 +97,12 @@ impl Moments {
         if mean.shape().len() != 1 || cov.shape() != [d, d] {
             let found = (mean.shape(), cov.shape());
             return Err(Error::bad(cov.path(), format!("found shapes {found:?}, expected [D] and [D, D]")).into());
+        }
+        for file in [&mean, &cov] {
+            if let Some(at) = file.values().iter().position(|value| !value.is_finite()) {
+                let message = format!("number {at} is {}, expected finite numbers", file.values()[at]);
+                return Err(Error::bad(file.path(), message).into());
+            }
         }
         let matrix = Tensor::f_from_slice(cov.values())?.f_view([d as i64, d as i64])?;
         Ok(Self::new(Tensor::f_from_slice(mean.values())?, matrix))
@@ -144,5 +156,15 @@ mod tests {
         let read = Moments::read(&mean, &cov).unwrap();
         assert!(read.mean == moments.mean && read.cov == moments.cov);
         assert!(Moments::read(&mean, &mean).unwrap_err().to_string().contains("expected [D] and [D, D]"));
+        npy::write(&cov, &[2, 2], &[1.0, 0.0, f64::NAN, 1.0]).unwrap();
+        let error = Moments::read(&dir.path().join("mean.npy"), &cov).unwrap_err().to_string();
+        assert!(error.ends_with("cov.npy: number 2 is NaN, expected finite numbers"), "{error}");
+    }
+
+    #[test]
+    fn copies_of_one_point_are_one() {
+        let point = |values: &[f32]| Moments::of(values, 2, Device::Cpu).unwrap().is_point();
+        assert!(point(&[0.3, 0.7, 0.3, 0.7, 0.3, 0.7]) && point(&[0.0; 4]));
+        assert!(!point(&[0.3, 0.7, 0.3, 0.701]));
     }
 }

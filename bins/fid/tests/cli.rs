@@ -1,7 +1,8 @@
 //! Arguments and inputs that are wrong: the exit code, and what is said.
 
-use crate::fixtures::{bytes, dataset, fid, other, outcome, samples};
+use crate::fixtures::{bytes, dataset, fid, other, outcome, samples, samples_of};
 use lcf_store::npy;
+use serde_json::json;
 use std::{fs, path::Path};
 
 /// Expects exit code `code` and `parts` in stderr, which holds one error and no panic.
@@ -13,8 +14,6 @@ fn fails(dir: &Path, args: &[&str], code: i32, parts: &[&str]) {
         assert!(stderr.contains(part), "{args:?}: {part:?} is not in {stderr}");
     }
 }
-
-const NOTE: &str = "fid: note: these samples are of a model that was not trained on this dataset artifact\n";
 
 fn compare(dir: &Path, real: &str, code: i32, parts: &[&str]) {
     let all = [&["fid: error: "], parts].concat();
@@ -89,7 +88,11 @@ fn artifacts_of_the_wrong_kind() {
     stage(&at(&other), &at(&data), &["found an artifact of stage train, expected sample"]);
     stage(&at(&sampled), &at(&other), &["found an artifact of stage train, expected prepare"]);
     stage(&at(&sampled), "missing", &["missing: no artifact here"]);
-    stage(&at(&sampled), &at(&data), &[NOTE, "sample.json: found num 4, expected the 3 of the images"]);
+    stage(&at(&sampled), &at(&data), &["sample.json: found num 4, expected the 3 of the images"]);
+    let large = samples_of(&store, 3, &json!({ "num": 3, "seed": 9, "height": 8, "side": 8 }));
+    stage(&at(&large), &at(&data), &["found samples of 3x8x8, but the images of demo are 3x4x4", "lcf-fid compare"]);
+    let lying = samples_of(&store, 3, &json!({ "num": 3, "seed": 9, "height": 16 }));
+    stage(&at(&lying), &at(&data), &["sample.json: found height 16, expected the 4 of the images", "hint: rm -r "]);
     fs::write(sampled.dir().join("images.npy"), "x").unwrap();
     stage(&at(&sampled), &at(&data), &["images.npy: found 1 bytes", "hint: rm -r "]);
     compare(dir.path(), &at(&sampled), 1, &["images.npy: found 1 bytes"]);

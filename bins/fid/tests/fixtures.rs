@@ -96,11 +96,13 @@ pub fn samples(store: &Path, n: usize, num: usize, data: &str) -> Artifact {
     samples_of(store, n, &json!({ "num": num, "data": data, "seed": 7, "steps": 50 }))
 }
 
-/// A sample artifact of `n` images whose `sample.json` says this and what is usual. The seed decides the images.
+/// A sample artifact of `n` images whose `sample.json` says this and what is usual. The seed decides the images, and `side`
+/// their size where it is there.
 pub fn samples_of(store: &Path, n: usize, said: &Value) -> Artifact {
     let work = work(store, "sample", said);
     let seed = said["seed"].as_u64().unwrap() as usize;
-    npy::write(&work.path("images.npy"), &[n, 4, 4, 3], &bytes(n * 48, seed - 4)).unwrap();
+    let side = said["side"].as_u64().unwrap_or(4) as usize;
+    npy::write(&work.path("images.npy"), &[n, side, side, 3], &bytes(n * side * side * 3, seed - 4)).unwrap();
     let mut meta = json!({ "sampler": "euler", "nfe": 50, "weights": "ema", "t_stop": 0.02, "through_t0": false });
     meta.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
     fs::write(work.path("sample.json"), meta.to_string()).unwrap();

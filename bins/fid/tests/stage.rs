@@ -44,7 +44,7 @@ fn the_stage_reuses_the_references_and_skips_itself() {
     assert!(stderr.contains("warning: 4 images give a rank-deficient covariance"), "{stderr}");
     assert!(result["fid"].as_f64().unwrap() > 0.0 && result["floor"]["fid"].as_f64().unwrap() > 0.0);
     assert_eq!((&result["n"], &result["n_reference"], &result["rank_deficient"]), (&json!(4), &json!(6), &json!(true)));
-    assert!(!stderr.contains("note:"), "{stderr}");
+    assert!(!stderr.contains("not trained on this dataset"), "{stderr}");
     assert_eq!(result["sample"]["sampler"], "euler");
     assert_eq!(result["digests"]["samples"], sampled.digest());
     let artifact = Artifact::open(dir.join("runs/x/fid"), "fid").unwrap();
@@ -138,6 +138,15 @@ fn every_metric_lands_in_the_result() {
     let picture = image::open(artifact.file("neighbours.png").unwrap()).unwrap();
     assert_eq!((picture.width(), picture.height()), (11 * 66 + 2 * 12 + 2, 4 * 66 + 2));
     assert!(fs::read_to_string(artifact.file("distances.svg").unwrap()).unwrap().starts_with("<svg "));
+
+    // The same images, of a model that was trained on others: the numbers are the same, and marked.
+    let stranger = samples_of(&dir.join("store"), 4, &json!({ "num": 4, "data": "another", "seed": 7, "steps": 50 }));
+    fs::remove_file(dir.join("runs/x/sample")).unwrap();
+    std::os::unix::fs::symlink(stranger.dir(), dir.join("runs/x/sample")).unwrap();
+    let (marked, stderr) = run(dir, &["--set", "fid.kid.subsets=7", "--set", "fid.k=1"]);
+    assert_eq!(marked["fid"], result["fid"]);
+    let warning = "these samples are of a model that was not trained on this dataset artifact";
+    assert!(marked["warnings"].to_string().contains(warning) && stderr.contains(warning), "{stderr}");
 }
 
 #[test]

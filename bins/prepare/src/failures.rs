@@ -1,6 +1,6 @@
 //! Many things wrong with one input, told in one line: the first five and how many there are.
 
-use lcf_store::{Error, Result};
+use lcf_store::{Error, Result, text::visible};
 use std::path::Path;
 
 /// How many are named.
@@ -17,7 +17,7 @@ impl Failures {
     /// Adds the failure of `name`: what was found and what was expected.
     pub fn add(&mut self, name: &str, reason: &str) {
         if self.named.len() < NAMED {
-            self.named.push(format!("{name} ({reason})"));
+            self.named.push(format!("{} ({reason})", visible(name)));
         }
         self.count += 1;
     }

@@ -9,6 +9,7 @@ use crate::{
 use lcf_store::{
     Error, Result,
     decode::{self, EXTENSIONS, is_image_name},
+    text::visible,
 };
 use std::{collections::BTreeSet, path::Path};
 
@@ -24,6 +25,10 @@ const MISPLACED: &str = "move them to train/CLASS or test/CLASS; a directory bel
 pub fn list(path: &Path) -> Result<Listing> {
     let inner = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     let tree = Tree::open(path, inner, &SPLITS)?;
+    if !tree.dirs().iter().any(|name| name == SPLITS[1]) {
+        let message = format!("found no directory {} in it, expected {} and {}", SPLITS[1], SPLITS[0], SPLITS[1]);
+        return Err(Error::bad(path, message).with_hint("move some images of each class to test/CLASS"));
+    }
     if let Some(note) = ignored(&tree) {
         eprintln!("prepare: note: {note}");
     }
@@ -49,8 +54,8 @@ fn ignored(tree: &Tree) -> Option<String> {
     let mut others = tree.files().iter().filter(|name| !is_image_name(name));
     let first = others.next()?;
     Some(match others.count() {
-        0 => format!("ignored 1 file that is not png, jpg, jpeg or webp: {first}"),
-        n => format!("ignored {} files that are not png, jpg, jpeg or webp, like {first}", n + 1),
+        0 => format!("ignored 1 file that is not png, jpg, jpeg or webp: {}", visible(first)),
+        n => format!("ignored {} files that are not png, jpg, jpeg or webp, like {}", n + 1, visible(first)),
     })
 }
 

@@ -6,6 +6,7 @@ use lcf_store::{
     cli::{self, StageArgs, print_json},
     config::Section,
     dataset::Dataset,
+    text::visible,
 };
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
@@ -70,5 +71,5 @@ fn print(dataset: &Dataset, built: bool, as_json: bool) {
 /// The first ten names.
 fn first(names: &[String]) -> String {
     let dots = if names.len() > 10 { ", ..." } else { "" };
-    format!("{}{dots}", names[..names.len().min(10)].join(", "))
+    visible(&format!("{}{dots}", names[..names.len().min(10)].join(", ")))
 }

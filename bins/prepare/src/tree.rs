@@ -77,7 +77,7 @@ impl Tree {
         let mut bytes = Vec::new();
         match &self.place {
             Place::Folder(root) => {
-                let file = File::open(root.join(&self.files[index])).map_err(|e| e.to_string())?;
+                let file = open_file(&root.join(&self.files[index])).map_err(|e| e.to_string())?;
                 bytes.reserve(file.metadata().map_or(0, |meta| meta.len().min(MAX_FILE) as usize));
                 file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
             }
@@ -118,13 +118,28 @@ impl Tree {
     }
 }
 
+/// Opens a file, or what a link leads to. A pipe would be waited for, and a device may have no end.
+fn open_file(path: &Path) -> Result<File> {
+    let bad = |message: &str| Error::bad(path, message).with_hint("remove it");
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => File::open(path).map_err(Error::io(path, "open")),
+        Ok(_) => Err(bad("found neither a file nor a directory")),
+        Err(error) if path.is_symlink() => Err(bad(&format!("found a link that leads nowhere ({error})"))),
+        Err(error) => Err(Error::io(path, "open")(error)),
+    }
+}
+
 /// SHA-256 of `SHA256 NAME` lines of the files `names` in `root`, in the order of their names.
 ///
 /// # Errors
 /// [`Error::Io`] for the first, by name, that cannot be read.
 pub fn folder_digest(root: &Path, mut names: Vec<&str>) -> Result<String> {
     names.sort_unstable();
-    let line = |name: &&str| Ok(format!("{} {name}\n", digest::of_file(&root.join(name))?.1));
+    let line = |name: &&str| {
+        let path = root.join(name);
+        open_file(&path)?;
+        Ok(format!("{} {name}\n", digest::of_file(&path)?.1))
+    };
     let lines: Vec<Result<String>> = names.par_iter().map(line).collect();
     let text: Result<String> = lines.into_iter().collect();
     Ok(digest::of_bytes(text?.as_bytes()))
@@ -162,7 +177,9 @@ fn list(root: &Path, name: &str, depth: usize, files: &mut Vec<String>, dirs: &m
     for entry in fs::read_dir(&path).map_err(Error::io(&path, "list"))? {
         let entry = entry.map_err(Error::io(&path, "list"))?;
         let child = entry.file_name();
-        let child = child.to_str().ok_or_else(|| Error::bad(entry.path(), "found a file name that is not UTF-8"))?;
+        let child = child.to_str().ok_or_else(|| {
+            Error::bad(entry.path(), "found a file name that is not UTF-8").with_hint("rename it, or remove it")
+        })?;
         if child.starts_with('.') {
             continue;
         }
@@ -310,6 +327,23 @@ mod tests {
         let error = Tree::open(dir.path(), "set", &["train", "val"]).unwrap_err();
         assert!(error.to_string().ends_with("b/loop: directories are nested 16 deep"), "{error}");
         assert!(error.hint().unwrap().contains("link"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        make_folder(dir.path());
+        let at = |name: &str| dir.path().join("set/train/b").join(name);
+        std::os::unix::fs::symlink("/dev/zero", at("endless.png")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("lost.png")).unwrap();
+        let tree = Tree::open(dir.path(), "set", &["train", "val"]).unwrap();
+        for (name, part) in [("endless", "neither a file nor a directory"), ("lost", "a link that leads nowhere")] {
+            let file = tree.find(&format!("train/b/{name}.png")).unwrap();
+            let error = tree.digest(&[file]).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+            assert_eq!(error.hint().unwrap(), "remove it");
+            assert!(tree.read(file).unwrap_err().contains(part));
+        }
     }
 
     #[test]

@@ -117,7 +117,11 @@ fn limits_are_balanced_and_follow_the_seed_alone() {
     assert_ne!(other.artifact.digest(), one.artifact.digest());
     let lab3 = Lab::new();
     lab3.misused(SECTION, &["--data", folder, "--limit", "50001"], "prepare.limit: 50001 is not in 10..=50000");
-    lab3.misused(SECTION, &["--data", folder, "--limit", "0"], "run.json: prepare.limit: 0 is not in 1..=10000000");
+    lab3.misused(
+        SECTION,
+        &["--data", folder, "--limit", "0"],
+        "--set prepare.limit=0: prepare.limit: 0 is not in 1..=10000000",
+    );
 }
 
 #[test]

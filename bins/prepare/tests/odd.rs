@@ -64,3 +64,30 @@ fn a_gif_is_no_image_here_by_name_or_by_content() {
     folder(&lab, &[("renamed.png", odd("animated.gif"))]);
     lab.fails(RESIZED, &["--data", "odd"], &["train/a/renamed.png (not a PNG, JPEG or WebP image)"]);
 }
+
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let lab = Lab::new();
+    folder(&lab, &[("fine.png", image("x.png", 4, 4, [1; 3]))]);
+    std::os::unix::fs::symlink("/dev/zero", lab.path("odd/train/a/endless.png")).unwrap();
+    lab.fails(RESIZED, &["--data", "odd"], &["odd/train/a/endless.png: found neither a file nor a directory"]);
+    fs::remove_file(lab.path("odd/train/a/endless.png")).unwrap();
+    std::os::unix::fs::symlink("nowhere.png", lab.path("odd/train/a/lost.png")).unwrap();
+    lab.fails(RESIZED, &["--data", "odd"], &["odd/train/a/lost.png: found a link that leads nowhere"]);
+}
+
+#[test]
+fn a_split_that_is_not_there_is_named() {
+    let lab = Lab::new();
+    folder(&lab, &[("fine.png", image("x.png", 4, 4, [1; 3]))]);
+    fs::remove_dir_all(lab.path("odd/test")).unwrap();
+    lab.fails(RESIZED, &["--data", "odd"], &["odd: found no directory test in it, expected train and test"]);
+}
+
+/// A name with a line break and a command to the terminal.
+#[test]
+fn names_are_shown_on_one_line() {
+    let lab = Lab::new();
+    folder(&lab, &[("a\n\x1b[31m.png", Vec::new())]);
+    lab.fails(RESIZED, &["--data", "odd"], &["train/a/a\\n\\u{1b}[31m.png (empty)"]);
+}

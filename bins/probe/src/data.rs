@@ -47,6 +47,16 @@ impl Data {
         Ok(Self { x, labels })
     }
 
+    /// Which of the T timesteps have the same feature for all images, up to rounding.
+    pub fn constant(&self) -> Vec<usize> {
+        let spread = |x: &Tensor| (x.amax([0], false) - x.amin([0], false)).max().double_value(&[]);
+        let is_constant = |i: &i64| {
+            let x = self.x.get(*i);
+            spread(&x) <= 1e-5 * x.abs().max().double_value(&[])
+        };
+        (0..self.x.size()[0]).filter(is_constant).map(|i| i as usize).collect()
+    }
+
     /// N.
     pub fn count(&self) -> i64 {
         self.x.size()[1]
@@ -84,6 +94,16 @@ impl Standardise {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_that_do_not_differ_are_found() {
+        tch::manual_seed(0);
+        let x = Tensor::randn([3, 20, 4], (Kind::Float, Device::Cpu));
+        let _ = x.get(0).fill_(0.0);
+        x.get(2).copy_(&(x.get(2) * 1e-7 + 3.0));
+        let labels = Tensor::zeros([20], (Kind::Int64, Device::Cpu));
+        assert_eq!(Data { x, labels }.constant(), [0, 2]);
+    }
 
     #[test]
     fn standardised_features_have_mean_0_and_deviation_1_and_constants_stay_finite() {

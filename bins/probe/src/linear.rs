@@ -23,19 +23,19 @@ pub struct Probes {
 impl Probes {
     /// `probes` classifiers from `width` numbers to `classes`.
     pub fn new(probes: i64, width: i64, classes: i64, device: Device) -> Self {
-        let (weights, biases) = (probes * width * classes, probes * classes);
-        let flat = || Tensor::zeros([weights + biases], (Kind::Float, device));
-        let weight = |flat: &Tensor| flat.narrow(0, 0, weights).view([probes, width, classes]);
-        let bias = |flat: &Tensor| flat.narrow(0, weights, biases).view([probes, 1, classes]);
+        let numbers = probes * (width + 1) * classes;
+        let flat = || Tensor::zeros([numbers], (Kind::Float, device));
         let (params, gradient) = (flat(), flat());
-        Self {
-            weight: weight(&params),
-            bias: bias(&params),
-            weight_gradient: weight(&gradient),
-            bias_gradient: bias(&gradient),
-            params,
-            gradient,
-        }
+        let shape = [probes, width, classes];
+        let [weight, bias] = split(&params, shape);
+        let [weight_gradient, bias_gradient] = split(&gradient, shape);
+        Self { weight, bias, weight_gradient, bias_gradient, params, gradient }
+    }
+
+    /// Weights `[P, D, C]` and biases `[P, 1, C]` of a buffer laid out as `params` is.
+    pub fn parts(&self, flat: &Tensor) -> [Tensor; 2] {
+        let (probes, width, classes) = self.weight.size3().expect("weights are [P, D, C]");
+        split(flat, [probes, width, classes])
     }
 
     /// Fp32 `[P, D, C]`.
@@ -63,11 +63,17 @@ impl Probes {
         let _ = x.transpose(1, 2).bmm_out(&self.weight_gradient, &g);
         let _ = g.sum_intlist_out(&self.bias_gradient, 1, true, Kind::Float);
     }
+}
 
-    /// How many of `labels`, int64 `[B]`, each probe gets right on `x`, fp32 `[P, B, D]`: int64 `[P]`.
-    pub fn correct(&self, x: &Tensor, labels: &Tensor) -> Tensor {
-        self.logits(x).argmax(2, false).eq_tensor(labels).sum_dim_intlist(1, false, Kind::Int64)
-    }
+/// How many of `labels`, int64 `[B]`, each probe gets right by its `logits`, `[P, B, C]`: int64 `[P]`.
+pub fn correct(logits: &Tensor, labels: &Tensor) -> Tensor {
+    logits.argmax(2, false).eq_tensor(labels).sum_dim_intlist(1, false, Kind::Int64)
+}
+
+fn split(flat: &Tensor, [probes, width, classes]: [i64; 3]) -> [Tensor; 2] {
+    let (weights, biases) = (probes * width * classes, probes * classes);
+    let weight = flat.narrow(0, 0, weights).view([probes, width, classes]);
+    [weight, flat.narrow(0, weights, biases).view([probes, 1, classes])]
 }
 
 #[cfg(test)]
@@ -101,7 +107,7 @@ mod tests {
         let both = Tensor::from_slice(&[1f32, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
         probes.params.narrow(0, 0, 8).copy_(&both);
         let x = Tensor::from_slice(&[3f32, 1.0, 0.0, 2.0, 5.0, 4.0]).view([1, 3, 2]).repeat([2, 1, 1]);
-        let correct = probes.correct(&x, &Tensor::from_slice(&[0i64, 1, 1]));
+        let correct = correct(&probes.logits(&x), &Tensor::from_slice(&[0i64, 1, 1]));
         assert_eq!(Vec::<i64>::try_from(correct).unwrap(), [2, 1]);
     }
 }

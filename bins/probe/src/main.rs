@@ -54,7 +54,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Begin::UpToDate(artifact) => (artifact, false),
         Begin::Build(mut work) => {
             let device = args.device.open()?;
-            device::record(work.provenance(), device);
+            device::record(work.provenance(), device, false);
             build(&config, &features, device, &work)?;
             (work.publish()?, true)
         }
@@ -78,17 +78,19 @@ fn build(config: &Config, features: &Features, device: Device, work: &Work) -> R
     );
     let started = Instant::now();
     let trained = run::train(config, &train, features.meta.classes.len() as i64, device);
-    if !trained.is_finite() {
-        let message = "training on these features left weights that are not finite";
-        return Err(Error::bad(features.artifact.dir(), message).with_hint("--set probe.lr=0.0001"));
+    let broken = |probe| output::broken(features, probe);
+    if let Some(probe) = trained.broken {
+        return Err(broken(probe));
     }
-    let rows = output::rows(&features.meta.timesteps, &trained.accuracy(&train), &trained.accuracy(&test));
+    let scores = [trained.accuracy(&train).map_err(broken)?, trained.accuracy(&test).map_err(broken)?];
+    let rows = output::rows(&features.meta.timesteps, &scores[0], &scores[1]);
     eprintln!("probe: {} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
-    output::write(work, &features.meta, &trained, &rows)
+    output::write(work, &features.meta, &trained, &rows, &train.constant())
 }
 
 fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
     let (rows, summary) = output::read(artifact)?;
+    summary.warnings.iter().for_each(|warning| eprintln!("probe: warning: {warning}"));
     let path = artifact.dir().display().to_string();
     if as_json {
         let digest = artifact.digest();

@@ -2,7 +2,7 @@
 
 use crate::run::Trained;
 use lcf_model::{
-    features::{self, time},
+    features::{self, Features, Part, time},
     weights,
 };
 use lcf_store::{
@@ -100,13 +100,45 @@ pub struct Summary {
     pub raw: Peak,
     /// On standardised features.
     pub std: Peak,
+    /// What a reader of these numbers has to know before quoting them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
-/// Writes the three files into `work`.
+/// What [`Summary::warnings`] says of features, where all images have the same one at the timesteps numbered `constant`.
+fn warnings(meta: &features::Meta, constant: &[usize]) -> Vec<String> {
+    let mut found = Vec::new();
+    if meta.trained_on.is_some() {
+        found.push("the model was trained on another dataset artifact than the one these features are of".into());
+    }
+    if meta.classes.len() == 1 {
+        found.push("there is one class, so every answer is right".into());
+    }
+    if !constant.is_empty() {
+        let at: Vec<String> = constant.iter().map(|&i| meta.timesteps[i].to_string()).collect();
+        found.push(format!(
+            "all training images have the same feature at T={}: its probe can only guess",
+            at.join(", ")
+        ));
+    }
+    found
+}
+
+/// What is wrong with features whose probe number `probe`, of 2T, is not finite.
+pub fn broken(features: &Features, probe: usize) -> Error {
+    let (meta, timesteps) = (&features.meta, features.meta.timesteps.len());
+    let timestep = meta.timesteps[probe % timesteps];
+    let kind = if probe < timesteps { "as they are" } else { "standardised" };
+    let path = features.artifact.dir().join(Part::Train.file(timestep));
+    Error::bad(path, format!("the probe of the features at T={timestep}, {kind}, is not finite"))
+        .with_hint("--set probe.lr=0.0001, or run lcf-extract again on a model with smaller features")
+}
+
+/// Writes the three files into `work`; `constant` are the timesteps, by number, whose features do not differ.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(work: &Work, meta: &features::Meta, trained: &Trained, rows: &[Row]) -> Result<()> {
+pub fn write(work: &Work, meta: &features::Meta, trained: &Trained, rows: &[Row], constant: &[usize]) -> Result<()> {
     stage::write_atomic(&work.path(CURVE), csv_of(rows).as_bytes())?;
     // From the rounded curve, so that the two files agree to the last digit.
     let rounded = parse(csv_of(rows).as_bytes(), Path::new(CURVE))?;
@@ -121,6 +153,7 @@ pub fn write(work: &Work, meta: &features::Meta, trained: &Trained, rows: &[Row]
         model: meta.model.clone(),
         raw: Peak::of(&rounded, |row| row.test_acc_raw),
         std: Peak::of(&rounded, |row| row.test_acc_std),
+        warnings: warnings(meta, constant),
     };
     stage::write_atomic(&work.path(SUMMARY), &stage::pretty(&summary))?;
     let named = named(&meta.timesteps, trained);
@@ -186,6 +219,7 @@ pub fn table(rows: &[Row], summary: &Summary) -> String {
         let [peak, t0, gap] = [peak, t0, gap].map(|a| 100.0 * a);
         text += &format!("{name}: peak {peak:.2} at T={peak_timestep}, {t0:.2} at t=0, {gap:.2} points below\n");
     }
+    summary.warnings.iter().for_each(|warning| text += &format!("warning: {warning}\n"));
     text
 }
 

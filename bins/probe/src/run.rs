@@ -3,7 +3,7 @@
 use crate::{
     Config,
     data::{Data, Standardise},
-    linear::Probes,
+    linear::{Probes, correct},
 };
 use lcf_model::{
     adamw::AdamW,
@@ -22,6 +22,9 @@ pub struct Trained {
     pub probes: Probes,
     /// Of the training features.
     pub standardise: Standardise,
+    /// The first probe whose weights or moments are not finite: features that are too large leave it untrained, and its
+    /// answers are numbers all the same.
+    pub broken: Option<usize>,
 }
 
 /// Trains on `data` with the same start and the same order of images for every timestep.
@@ -45,26 +48,47 @@ pub fn train(config: &Config, data: &Data, classes: i64, device: Device) -> Trai
         }
     }
     bar.finish_and_clear();
-    Trained { probes, standardise }
+    let broken = broken(&probes, &adamw);
+    Trained { probes, standardise, broken }
+}
+
+fn broken(probes: &Probes, adamw: &AdamW) -> Option<usize> {
+    let mut good = Tensor::ones([probes.weight().size()[0]], (Kind::Bool, probes.params.device()));
+    for flat in [&probes.params, &adamw.first, &adamw.second] {
+        for part in probes.parts(flat) {
+            let _ = good.logical_and_(&part.isfinite().flatten(1, -1).all_dim(1, false));
+        }
+    }
+    first_false(&good)
+}
+
+/// Place of the first false in `[P]`.
+fn first_false(good: &Tensor) -> Option<usize> {
+    let good = Vec::<bool>::try_from(good.to_device(Device::Cpu)).expect("a flag for each probe");
+    good.iter().position(|good| !good)
 }
 
 impl Trained {
     /// Share of right answers of each probe on `data`.
-    pub fn accuracy(&self, data: &Data) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// The first probe one of whose answers is not a number.
+    pub fn accuracy(&self, data: &Data) -> Result<Vec<f64>, usize> {
         let device = self.probes.params.device();
         let mut right = Tensor::zeros([self.probes.weight().size()[0]], (Kind::Int64, device));
+        let mut good = right.logical_not();
         for start in (0..data.count()).step_by(SCORED as usize) {
             let n = SCORED.min(data.count() - start);
             let x = self.standardise.both(&data.x.narrow(1, start, n).to_device(device));
-            right += self.probes.correct(&x, &data.labels.narrow(0, start, n).to_device(device));
+            let logits = self.probes.logits(&x);
+            let _ = good.logical_and_(&logits.isfinite().flatten(1, -1).all_dim(1, false));
+            right += correct(&logits, &data.labels.narrow(0, start, n).to_device(device));
+        }
+        if let Some(probe) = first_false(&good) {
+            return Err(probe);
         }
         let right = Vec::<i64>::try_from(right.to_device(Device::Cpu)).expect("a count for each probe");
-        right.iter().map(|&right| right as f64 / data.count() as f64).collect()
-    }
-
-    /// Whether every weight is a number.
-    pub fn is_finite(&self) -> bool {
-        self.probes.params.isfinite().all().int64_value(&[]) != 0
+        Ok(right.iter().map(|&right| right as f64 / data.count() as f64).collect())
     }
 }
 
@@ -90,7 +114,7 @@ mod tests {
     }
 
     fn scores(train_on: &Data, test_on: &Data) -> Vec<f64> {
-        train(&CONFIG, train_on, CLASSES, CPU).accuracy(test_on)
+        train(&CONFIG, train_on, CLASSES, CPU).accuracy(test_on).unwrap()
     }
 
     #[test]
@@ -118,7 +142,7 @@ mod tests {
             let difference = one.probes.weight().get(alone) - both.probes.weight().get(beside);
             assert!(difference.abs().max().double_value(&[]) < 1e-6);
         }
-        let (alone, beside) = (one.accuracy(&first(&test_on)), both.accuracy(&test_on));
+        let (alone, beside) = (one.accuracy(&first(&test_on)).unwrap(), both.accuracy(&test_on).unwrap());
         assert_eq!(alone, [beside[0], beside[2]]);
     }
 
@@ -130,7 +154,20 @@ mod tests {
         assert_eq!(trained.probes.weight().get(0), trained.probes.weight().get(1));
         assert_eq!(trained.probes.weight().get(2), trained.probes.weight().get(3));
         assert_ne!(trained.probes.weight().get(0), trained.probes.weight().get(2));
-        assert!(trained.is_finite());
+        assert_eq!(trained.broken, None);
+    }
+
+    /// Their gradients are numbers and the squares of those are not, so nothing would be learnt, and nothing said.
+    #[test]
+    fn features_that_are_too_large_break_their_probe() {
+        let good = data(1, 1, 500, 0.5);
+        let x = Tensor::cat(&[&good.x, &(&good.x * 1e30)], 0);
+        let large = Data { x, labels: good.labels.copy() };
+        let trained = train(&CONFIG, &large, CLASSES, CPU);
+        assert_eq!(trained.broken, Some(1));
+        let trained = train(&CONFIG, &good, CLASSES, CPU);
+        let larger = Data { x: &good.x * 3e38, labels: good.labels };
+        assert_eq!(trained.accuracy(&larger), Err(0));
     }
 
     /// The whole training against a plain loop with libtorch's linear layer, loss, autograd and AdamW; 700 features leave

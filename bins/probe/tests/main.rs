@@ -37,6 +37,11 @@ fn spread(timestep: u32) -> f64 {
 
 /// An extract artifact; `edit` may break the features at the last timestep of `train`.
 fn features(root: &Path, timesteps: &[u32], edit: impl Fn(&mut [f32])) -> Artifact {
+    described(root, timesteps, edit, |_| {})
+}
+
+/// The same, described by a `features.json` that `describe` may change.
+fn described(root: &Path, timesteps: &[u32], edit: impl Fn(&mut [f32]), describe: impl Fn(&mut Meta)) -> Artifact {
     let args = StageArgs { store: root.join("store"), ..StageArgs::default() };
     let salt = fs::read_dir(root.join("store/extract")).map_or(0, Iterator::count);
     let Begin::Build(work) = Plan::new(STAGE, 1, &salt).begin(&args).unwrap() else { panic!("made twice") };
@@ -55,7 +60,7 @@ fn features(root: &Path, timesteps: &[u32], edit: impl Fn(&mut [f32])) -> Artifa
             npy::write(&work.path(&part.file(timestep)), &[count, WIDTH], &values).unwrap();
         }
     }
-    let meta = Meta {
+    let mut meta = Meta {
         dataset: "tiny".into(),
         classes: ["a", "b", "c", "d"].map(str::to_owned).to_vec(),
         train: COUNTS[0],
@@ -68,7 +73,9 @@ fn features(root: &Path, timesteps: &[u32], edit: impl Fn(&mut [f32])) -> Artifa
         seed: 0,
         model: "00".into(),
         data: "11".into(),
+        trained_on: None,
     };
+    describe(&mut meta);
     fs::write(work.path(META), stage::pretty(&meta)).unwrap();
     work.publish().unwrap()
 }
@@ -199,4 +206,41 @@ fn the_bench_needs_no_artifacts_and_makes_none() {
         ("probe", 6.0 * 1000.0 * 15.0, "features")
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn features_that_no_probe_can_be_trained_on_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |describe: fn(&mut Meta), part: &str| {
+        let artifact = described(dir.path(), &[0, 20], |_| {}, describe);
+        let output = probe(dir.path(), artifact.dir(), &[]);
+        fails(&output, 1, part);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("hint: rm -r "));
+    };
+    refused(|meta| meta.timesteps = vec![20, 0], "features.json: timesteps: the first has to be 0");
+    refused(|meta| meta.timesteps = vec![0, 0], "features.json: timesteps: 0 after 0");
+    refused(|meta| meta.classes.clear(), "features.json: classes: none");
+    refused(|meta| meta.classes.push("e".into()), "train-labels.npy: no image of class 4 (e)");
+    refused(|meta| drop(meta.classes.pop()), "train-labels.npy: label 3 of image");
+    let huge = features(dir.path(), &[0, 20], |values| values.iter_mut().for_each(|value| *value *= 1e30));
+    let part = "train-T0020.npy: the probe of the features at T=20, as they are, is not finite";
+    fails(&probe(dir.path(), huge.dir(), &[]), 1, part);
+}
+
+#[test]
+fn numbers_that_mislead_have_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = |meta: &mut Meta| meta.trained_on = Some("22".into());
+    let artifact = described(dir.path(), &[0, 20], |values| values.fill(0.5), other);
+    for state in ["", " (up to date)"] {
+        let output = probe(dir.path(), artifact.dir(), &[]);
+        let table = ok(&output);
+        for part in
+            ["the model was trained on another dataset", "have the same feature at T=20: its probe can only guess"]
+        {
+            assert!(table.lines().any(|line| line.starts_with("warning: ") && line.contains(part)), "{table}");
+            assert!(String::from_utf8_lossy(&output.stderr).contains(part));
+        }
+        assert!(table.trim_end().ends_with(state), "{table}");
+    }
 }

@@ -46,12 +46,21 @@ pub fn drop_strangers(artifacts: &mut Vec<Linked>, above: &[Linked], at: &str, g
         gaps.push(format!("{at}: train was made from another prepare than the one linked, which is left out"));
         artifacts.retain(|(stage, _)| stage != "prepare");
     }
+    let linked = |name: &str| find(artifacts, name).or_else(|| find(above, name));
+    // Without the link the training says what it was made from, and nothing else is what the run is about.
+    let trained_on = linked("train").and_then(|train| train.manifest().inputs.get("data"));
     for (stage, role, from) in MADE_FROM {
         let Some(made) = find(artifacts, stage) else { continue };
-        let source = find(artifacts, from).or_else(|| find(above, from));
-        let other = source.is_some_and(|source| made.manifest().inputs.get(role).is_some_and(|d| d != source.digest()));
+        let (source, what) = match linked(from) {
+            Some(source) => (Some(source.digest()), format!("another {from} than the one linked")),
+            None => {
+                (trained_on.filter(|_| from == "prepare").map(String::as_str), "other images than train".to_owned())
+            }
+        };
+        let other =
+            source.is_some_and(|source| made.manifest().inputs.get(role).is_some_and(|digest| digest != source));
         if !strange.contains(&stage) && (other || strange.contains(&from)) {
-            gaps.push(format!("{at}: {stage} was made from another {from} than the one linked; left out"));
+            gaps.push(format!("{at}: {stage} was made from {what}; left out"));
             strange.push(stage);
         }
     }

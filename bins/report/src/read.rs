@@ -66,6 +66,8 @@ pub struct Probe {
     pub rows: Vec<Accuracy>,
     /// Digest of the training.
     pub model: String,
+    /// What a reader of it has to know.
+    pub warnings: Vec<String>,
 }
 
 /// Shares of right answers on held-out images. `timestep` is 1000 t.
@@ -165,12 +167,15 @@ pub fn probe(artifact: &Artifact) -> Result<Probe> {
     #[derive(Deserialize)]
     struct Summary {
         model: String,
+        #[serde(default)]
+        warnings: Vec<String>,
     }
     let path = artifact.verified("probe.csv")?;
     let bad = |error: csv::Error| Error::bad(&path, format!("unexpected content: {error}"));
     let rows: Result<Vec<Accuracy>> =
         csv::Reader::from_path(&path).map_err(bad)?.deserialize().map(|row| row.map_err(bad)).collect();
-    Ok(Probe { rows: rows?, model: json::<Summary>(artifact, "probe.json")?.model })
+    let Summary { model, warnings } = json(artifact, "probe.json")?;
+    Ok(Probe { rows: rows?, model, warnings })
 }
 
 /// Reads one of an artifact's JSON files, verified.

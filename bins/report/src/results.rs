@@ -145,7 +145,7 @@ mod tests {
         let rows = [(0.0, 0.25), (20.0, 0.5), (50.0, 0.5)];
         let rows =
             rows.map(|(timestep, test_acc_raw)| crate::read::Accuracy { timestep, test_acc_raw, test_acc_std: 0.0 });
-        let probe = Probe { rows: rows.to_vec(), model: String::new() };
+        let probe = Probe { rows: rows.to_vec(), model: String::new(), warnings: Vec::new() };
         assert_eq!(Peak::of(&probe, Features::Raw), Some(Peak { peak: 50.0, at: 20.0, zero: Some(25.0) }));
     }
 }

@@ -148,8 +148,11 @@ impl Evaluation {
         };
         let probe = find(artifacts, "probe").map(read::probe).transpose()?;
         let probe = probe.filter(|probe| of_model("probe", Some(&probe.model)));
+        let warnings = probe.iter().flat_map(|probe| &probe.warnings);
+        let warnings: Vec<String> = warnings.map(|warning| format!("{at}: probe: {warning}")).collect();
         let fid = find(artifacts, "fid").map(|artifact| read::json(artifact, "fid.json").map(Fid)).transpose()?;
         let fid = fid.filter(|fid| of_model("fid", fid.text("/sample/model")));
+        gaps.extend(warnings);
         Ok(Self { epoch: None, probe, fid, sample: find(artifacts, "sample").cloned() })
     }
 }

@@ -107,26 +107,40 @@ impl Bench {
 
     /// A run of all stages, with a snapshot after epoch 1 of 4.
     pub fn run(&self, name: &str, kind: &Kind) {
-        let data = self.stage((name, "prepare"), &json!({"dataset": "tiny", "limit": kind.images}), &[], |work| {
-            write(work, "dataset.json", &json!({"train": {"count": kind.images}}).to_string());
-        });
+        let data = self.prepare(name, kind.images);
+        let train = self.train(name, kind, &data);
+        for (weights, prefix, better) in [("ema", "", 0.0), ("epoch-1", "epoch-1/", 10.0)] {
+            if weights == "ema" || kind.snapshots {
+                self.evaluate((name, weights, prefix), kind, better, &data, &train);
+            }
+        }
+    }
+
+    /// A run whose final weights are evaluated on other images than it was trained on.
+    pub fn run_elsewhere(&self, name: &str, kind: &Kind) {
+        let train = self.train(name, kind, &self.prepare(name, kind.images));
+        let other = self.prepare(name, kind.images + 1);
+        self.evaluate((name, "ema", ""), kind, 0.0, &other, &train);
+    }
+
+    fn prepare(&self, name: &str, images: u64) -> Artifact {
+        self.stage((name, "prepare"), &json!({"dataset": "tiny", "limit": images}), &[], |work| {
+            write(work, "dataset.json", &json!({"train": {"count": images}}).to_string());
+        })
+    }
+
+    fn train(&self, name: &str, kind: &Kind, data: &Artifact) -> Artifact {
         let t_min = if kind.objective == "lcf" { json!(0.1) } else { Value::Null };
         let snapshots = if kind.snapshots { json!([1]) } else { json!([]) };
         let config = json!({"objective": kind.objective, "t_min": t_min, "seed": kind.seed, "epochs": 4, "snapshots": snapshots});
-        let train = self.stage((name, "train"), &config, &[("data", &data)], |work| {
+        self.stage((name, "train"), &config, &[("data", data)], |work| {
             let meta = json!({"objective": kind.objective, "parameters": 1234567, "epochs": 4, "steps": 40, "skipped": 0,
                               "final_loss": 0.25, "dataset": "tiny", "data": data.digest()});
             write(work, "train.json", &meta.to_string());
             write(work, "weights/ema.safetensors", &format!("{} {}", kind.objective, kind.seed));
             write(work, "metrics.csv", &metrics(kind));
             work.log("metrics.csv");
-        });
-        for (weights, prefix, better) in [("ema", "", 0.0), ("epoch-1", "epoch-1/", 10.0)] {
-            if weights != "ema" && !kind.snapshots {
-                continue;
-            }
-            self.evaluate((name, weights, prefix), kind, better, &data, &train);
-        }
+        })
     }
 
     fn evaluate(

@@ -197,6 +197,17 @@ fn results_of_another_training_are_left_out() {
 }
 
 #[test]
+fn results_on_images_that_a_training_is_not_of_are_left_out() {
+    let bench = Bench::new();
+    bench.run_elsewhere("lcf", &Kind::lcf());
+    let (artifact, out) = bench.report(&["lcf"]);
+    for stage in ["extract", "fid"] {
+        assert!(out.contains(&format!("lcf: {stage} was made from other images than train; left out")), "{out}");
+    }
+    assert_eq!(cells(&page(&artifact), "FID"), ["-"]);
+}
+
+#[test]
 fn the_same_runs_are_up_to_date_and_times_alone_change_no_digest() {
     let bench = Bench::new();
     bench.run("lcf", &Kind::lcf());

@@ -75,7 +75,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         Begin::UpToDate(artifact) => (artifact, false),
         Begin::Build(mut work) => {
             let device = args.device.open()?;
-            device::record(work.provenance(), device);
+            let in_order = trained.is_fused(resolved.config.precision, device);
+            device::record(work.provenance(), device, in_order);
             let started = Instant::now();
             run::run(&resolved, &trained, device, args.batch(device), &work)?;
             let (num, seconds) = (resolved.config.num, started.elapsed().as_secs_f64());

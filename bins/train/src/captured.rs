@@ -249,6 +249,11 @@ impl Captured {
         (self.images.size()[2] / self.draws.patch).pow(2) as f64
     }
 
+    /// That of the last step, fp32 `[len]`.
+    pub fn gradient(&self) -> &Tensor {
+        &self.gradient
+    }
+
     /// What was summed up since the last call; waits for the device. Sets `optim.updates`.
     pub fn take(&mut self, optim: &mut AdamW) -> Totals {
         let values = Vec::<f64>::try_from(&self.state).expect("a vector");

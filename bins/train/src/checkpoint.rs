@@ -142,7 +142,8 @@ fn snapshots(dir: &Path) -> Result<Vec<String>> {
 /// Restores the checkpoint in `dir`, if there is one.
 ///
 /// # Errors
-/// [`Error::Bad`] when it is damaged, with the command that starts over; [`Error::Io`] when it cannot be read.
+/// [`Error::Bad`] when it is damaged, or a number in it is not finite, with the command that starts over; [`Error::Io`] when
+/// it cannot be read.
 pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<Option<Progress>> {
     let path = dir.join(POINTER);
     let text = match fs::read(&path) {
@@ -155,11 +156,15 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<Option<Progress>> {
     files.try_for_each(|stored| stored.verify(dir)).map_err(start_over)?;
     let path = dir.join(&pointer.tensors.file);
     let stored = weights::read(&path)?;
+    let bad = |message| start_over(Error::bad(&path, message));
     for (name, mut tensor) in tensors(trainer) {
-        match stored.get(name) {
-            Some(found) if found.size() == tensor.size() => tensor.copy_(found),
-            _ => return Err(start_over(Error::bad(path, format!("tensor {name} is missing or of another size")))),
+        let fits = |found: &&Tensor| found.size() == tensor.size() && found.kind() == tensor.kind();
+        let found = stored.get(name).filter(fits);
+        let found = found.ok_or_else(|| bad(format!("tensor {name} is missing or of another size or type")))?;
+        if let Some((part, index)) = trainer.params.layout.first_not_finite(found) {
+            return Err(bad(format!("{name}: number {index} of {part} is not finite")));
         }
+        tensor.copy_(found);
     }
     trainer.optim.updates = pointer.updates;
     trainer.refresh();
@@ -281,6 +286,24 @@ mod tests {
         assert!(error.to_string().contains("second_moment: number 0 of tensor x_embedder"), "{error}");
         assert!(error.hint().unwrap().contains("last good checkpoint"));
         assert_eq!(restore(dir.path(), &mut trainer()).unwrap(), Some(progress(1)));
+    }
+
+    /// Its hash is right, as it is when a program wrote it that does not look at its numbers.
+    #[test]
+    fn numbers_that_are_not_finite_are_not_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let bad = trainer();
+        let _ = bad.optim.first.get(1).fill_(f64::INFINITY);
+        let file = ".checkpoint-1.safetensors".to_owned();
+        weights::write(&dir.path().join(&file), tensors(&bad).into_iter()).unwrap();
+        let tensors = Stored::sync(dir.path(), file).unwrap();
+        let work = work_name(dir.path());
+        let sealed = Sealed::of(Pointer { work, tensors, snapshots: vec![], progress: progress(1), updates: 1 });
+        fs::write(dir.path().join(POINTER), stage::pretty(&sealed)).unwrap();
+        let error = restore(dir.path(), &mut trainer()).unwrap_err();
+        let place = ".checkpoint-1.safetensors: first_moment: number 1 of x_embedder.proj.weight is not finite";
+        assert!(error.to_string().ends_with(place), "{error}");
+        assert!(error.hint().unwrap().contains("start this training over"));
     }
 
     #[test]

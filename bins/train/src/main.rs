@@ -14,7 +14,8 @@ use lcf_store::{
     cli::{self, StageArgs},
     dataset::Dataset,
     error::STOPPED,
-    stage::{Begin, Plan},
+    provenance::UP_TO_ROUNDING,
+    stage::{Begin, Plan, Work},
 };
 use lcf_train::{
     TrainConfig, bench,
@@ -22,6 +23,7 @@ use lcf_train::{
     metrics,
     ranks::{self, Ranks},
     run::{self, Pace, train},
+    step::is_captured,
     tensorboard, text,
 };
 use std::{
@@ -149,11 +151,7 @@ fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Resul
         Begin::Build(mut work) => {
             ranks.announce(Some(&key))?;
             let device = ranks.open(&args.device)?;
-            device::record(work.provenance(), device);
-            if !ranks.are_one() {
-                let device = &mut work.provenance().device;
-                *device = format!("{} x {device}", ranks.size());
-            }
+            record(&mut work, config, input, device, args.engine.into(), ranks);
             text::announce(config, &dataset, input, device, args.engine.into(), ranks);
             let images = pixels::load(&dataset.train, device);
             train(config, &dataset, input, images, args.pace(), &work, ranks)?;
@@ -165,6 +163,16 @@ fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Resul
     };
     args.stage.link(&artifact)?;
     text::print(&args.stage, &artifact, built)
+}
+
+/// Records where it is trained, and whether the weights can be had again: several ranks sum in an order of their own.
+fn record(work: &mut Work, config: &TrainConfig, input: Input, device: tch::Device, engine: Engine, ranks: &Ranks) {
+    device::record(work.provenance(), device, is_captured(config, input, device, engine));
+    if !ranks.are_one() {
+        let made = work.provenance();
+        made.device = format!("{} x {}", ranks.size(), made.device);
+        made.reproducible = UP_TO_ROUNDING.to_owned();
+    }
 }
 
 /// What a rank other than 0 does: it computes, and writes nothing.

@@ -236,8 +236,10 @@ impl Run<'_> {
         }
         self.progress.skipped += totals.skipped;
         let Totals { skipped, in_a_row, last_bad, .. } = *totals;
-        // Where the weights are still those of that step, it can be computed again.
-        let place = (last_bad == self.progress.step).then(|| self.trainer.diagnose(last_bad - 1)).flatten();
+        // Where the weights are still those of that step, it can be computed again; else its gradient is what is left of it.
+        let place = (last_bad == self.progress.step)
+            .then(|| self.trainer.diagnose(last_bad - 1).or_else(|| self.trainer.bad_gradient()))
+            .flatten();
         let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
         display.say(&format!(
             "train: step {last_bad}: loss or gradient not finite{place}; update left out ({skipped} of the last {} steps, \

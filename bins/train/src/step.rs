@@ -13,7 +13,7 @@ use crate::{
 };
 use lcf_model::{Dit, Engine, Fused, Params, adamw::AdamW, config::Input};
 pub use lcf_native::step::BINS;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Everything that training changes, and what it needs to go on.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Trainer {
     /// The step by fused kernels, where it is computed so.
     captured: Option<Captured>,
     totals: Totals,
+    /// Of the last step that was left out by [`Trainer::step`].
+    bad_gradient: Option<String>,
 }
 
 /// What one step measured, on the host.
@@ -141,6 +143,12 @@ fn add_each(to: &mut [f64], from: &[f64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
 }
 
+/// Whether steps are one captured graph of the fused kernels, which adds in a fixed order: two trainings from one seed are
+/// equal to the bit.
+pub fn is_captured(config: &TrainConfig, input: Input, device: Device, engine: Engine) -> bool {
+    engine == Engine::Fused && Fused::takes(&config.model, &input, config.precision, device)
+}
+
 impl Trainer {
     /// A trainer at step 0 over `images`, uint8 `[N, C, H, W]`, on their device.
     pub fn new(config: &TrainConfig, input: Input, images: Tensor) -> Self {
@@ -163,6 +171,7 @@ impl Trainer {
             params,
             captured: None,
             totals: Totals::default(),
+            bad_gradient: None,
             config: config.clone(),
         }
     }
@@ -172,8 +181,7 @@ impl Trainer {
     #[must_use]
     pub fn with_engine(mut self, engine: Engine) -> Self {
         let (config, input) = (&self.config, self.dit.input());
-        let fits = Fused::takes(&config.model, &input, config.precision, self.params.flat.device());
-        self.captured = (engine == Engine::Fused && fits).then(|| {
+        self.captured = is_captured(config, input, self.params.flat.device(), engine).then(|| {
             Captured::new(
                 config,
                 input,
@@ -233,8 +241,20 @@ impl Trainer {
         if report.is_finite() {
             clip(&mut gradient, &length, self.config.optim.clip);
             self.update(&gradient, lr);
+        } else {
+            self.bad_gradient = self.first_bad(&gradient);
         }
         report
+    }
+
+    /// The first number that is not finite in the gradient of the last step, if that was left out.
+    pub fn bad_gradient(&self) -> Option<String> {
+        self.captured.as_ref().map_or(self.bad_gradient.clone(), |captured| self.first_bad(captured.gradient()))
+    }
+
+    fn first_bad(&self, gradient: &Tensor) -> Option<String> {
+        let (name, index) = self.params.layout.first_not_finite(gradient)?;
+        Some(format!("number {index} of the gradient of {name}"))
     }
 
     /// Gradient of `loss` over all parameters, fp32 `[len]`.

@@ -66,6 +66,12 @@ pub fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
     }
     let state = if built { "trained" } else { "up to date" };
     let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
+    if 2 * meta.skipped > meta.steps {
+        let Meta { skipped, steps, .. } = meta;
+        eprintln!(
+            "train: warning: {skipped} of {steps} updates were left out: lower train.optim.lr or contrast.lambda"
+        );
+    }
     let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
     println!(
         "train: {state}: {} on {}, {} parameters, {} epochs{loss}{skipped}",

@@ -49,6 +49,8 @@ pub struct ModelConfig {
 
 /// Largest value of any of the sizes: far beyond use, small enough that no product overflows.
 const MAX: i64 = 1 << 16;
+/// Most blocks: each is many tensors, which take their time to make.
+const MAX_DEPTH: i64 = 1 << 10;
 
 impl ModelConfig {
     /// Checks every size and that they divide each other. Errors start with the field's name.
@@ -57,16 +59,14 @@ impl ModelConfig {
     /// The first value out of range.
     pub fn validate(&self) -> Result<(), String> {
         let sizes = [
-            ("depth", self.depth),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("mlp", self.mlp),
-            ("patch", self.patch),
+            ("depth", self.depth, MAX_DEPTH),
+            ("width", self.width, MAX),
+            ("heads", self.heads, MAX),
+            ("mlp", self.mlp, MAX),
+            ("patch", self.patch, MAX),
         ];
-        for (name, value) in sizes {
-            if !(1..=MAX).contains(&value) {
-                return Err(format!("{name}: {value} is not in 1..={MAX}"));
-            }
+        if let Some((name, value, most)) = sizes.iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+            return Err(format!("{name}: {value} is not in 1..={most}"));
         }
         if self.width % self.heads != 0 {
             return Err(format!("width: {} is not a multiple of heads ({})", self.width, self.heads));
@@ -104,6 +104,17 @@ pub struct Input {
 }
 
 impl Input {
+    /// Checks both sizes. Errors start with the field's name.
+    ///
+    /// # Errors
+    /// The first value out of range.
+    pub fn validate(&self) -> Result<(), String> {
+        match [("channels", self.channels), ("side", self.side)].iter().find(|(_, n)| !(1..=MAX).contains(n)) {
+            Some((name, value)) => Err(format!("{name}: {value} is not in 1..={MAX}")),
+            None => Ok(()),
+        }
+    }
+
     /// Patches along one side.
     pub fn grid(&self, model: &ModelConfig) -> i64 {
         self.side / model.patch
@@ -130,7 +141,7 @@ mod tests {
     fn sizes_are_checked_by_name() {
         assert_eq!(CIFAR.validate(), Ok(()));
         let bad = |config: ModelConfig| config.validate().unwrap_err();
-        assert_eq!(bad(ModelConfig { depth: 0, ..CIFAR }), "depth: 0 is not in 1..=65536");
+        assert_eq!(bad(ModelConfig { depth: 0, ..CIFAR }), "depth: 0 is not in 1..=1024");
         assert_eq!(bad(ModelConfig { heads: 7, ..CIFAR }), "width: 384 is not a multiple of heads (7)");
         assert_eq!(bad(ModelConfig { width: 6, ..CIFAR }), "width: 6 is not a multiple of 4");
     }

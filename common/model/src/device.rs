@@ -1,6 +1,9 @@
 //! Choosing where to compute.
 
-use lcf_store::{Error, Result, provenance::Provenance};
+use lcf_store::{
+    Error, Result,
+    provenance::{Provenance, TO_THE_BIT, UP_TO_ROUNDING},
+};
 use tch::{Cuda, Device};
 
 /// The flags of every stage that computes.
@@ -62,10 +65,13 @@ impl DeviceArgs {
     }
 }
 
-/// Records the device and libtorch's version.
-pub fn record(provenance: &mut Provenance, device: Device) {
+/// Records the device, libtorch's version, and whether the result can be had again: on the CPU it can, on CUDA where all of
+/// it is computed `in_order` by kernels that add in a fixed one.
+pub fn record(provenance: &mut Provenance, device: Device, in_order: bool) {
     provenance.device = name(device);
     provenance.libtorch = tch_version().to_owned();
+    let fixed = device == Device::Cpu || in_order;
+    provenance.reproducible = if fixed { TO_THE_BIT } else { UP_TO_ROUNDING }.to_owned();
 }
 
 /// `cpu`, or `cuda:N` and the card's name.
@@ -95,6 +101,18 @@ mod tests {
 
     fn open(device: &str) -> Result<Device> {
         DeviceArgs { device: device.to_owned(), threads: 2 }.open()
+    }
+
+    #[test]
+    fn what_adds_in_a_fixed_order_can_be_had_again() {
+        let recorded = |device, in_order| {
+            let mut provenance = Provenance::start();
+            record(&mut provenance, device, in_order);
+            provenance.reproducible
+        };
+        assert_eq!(recorded(Device::Cpu, false), "to the bit");
+        assert_eq!(recorded(Device::Cuda(0), true), "to the bit");
+        assert_eq!(recorded(Device::Cuda(0), false), "up to rounding");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     params::Params,
 };
 use std::{collections::HashMap, ops::Range};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 #[derive(Debug)]
 struct Linear {
@@ -169,7 +169,10 @@ impl Dit {
         // unbind rather than three selects: its gradient is one stack, not three zero-filled tensors and their sum.
         let qkv = qkv.unbind(0);
         let [q, k, v] = [0, 1, 2].map(|i: usize| &qkv[i]);
-        let out = Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, false, None, false);
+        let out = match q.device() == Device::Cpu && may_overflow(q, k) {
+            true => plain_attention(q, k, v),
+            false => Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, false, None, false),
+        };
         block.proj.forward(&out.transpose(1, 2).reshape([b, n, d]))
     }
 
@@ -179,6 +182,22 @@ impl Dit {
         let out = self.output.forward(&norm(&stream.tokens, &ada[0], &ada[1]));
         embed::unpatchify(&out.to_kind(Kind::Float), self.config.patch, self.input.channels)
     }
+}
+
+/// Whether a score of `q` and `k`, `[B, H, N, d]` each, may be beyond fp32. On the CPU libtorch takes scores that are not
+/// numbers for masked ones, and gives zeros where all are: an overflow would pass for an attention that sees nothing.
+fn may_overflow(q: &Tensor, k: &Tensor) -> bool {
+    let width = *q.size().last().expect("queries are [B, H, N, d]") as f64;
+    let largest = |x: &Tensor| tch::no_grad(|| x.abs().max().double_value(&[]));
+    // Written so that NaN overflows.
+    let fits = largest(q) * largest(k) * width < f64::from(f32::MAX);
+    !fits
+}
+
+/// The same attention operation by operation, each of which hands on what is not a number.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let width = *q.size().last().expect("queries are [B, H, N, d]") as f64;
+    (q.matmul(&k.transpose(-2, -1)) / width.sqrt()).softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
 }
 
 /// norm(x) (1 + scale) + shift in the kind of shift: x fp32 `[B, N, D]`, norm without weights, shift and scale `[B, D]`.
@@ -196,4 +215,34 @@ fn add(x: &Tensor, gate: &Tensor, h: &Tensor) -> Tensor {
 /// A row for every token, fp32.
 fn wide(rows: &Tensor) -> Tensor {
     rows.to_kind(Kind::Float).unsqueeze(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Queries, keys and values, `[1, 2, 4, 8]` each.
+    fn qkv(scale: f64) -> [Tensor; 3] {
+        tch::manual_seed(0);
+        let normal = || Tensor::randn([1, 2, 4, 8], (Kind::Float, Device::Cpu));
+        [normal() * scale, normal() * scale, normal()]
+    }
+
+    #[test]
+    fn the_plain_attention_is_libtorchs() {
+        let [q, k, v] = qkv(1.0);
+        assert!(!may_overflow(&q, &k));
+        let fast = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
+        assert!(plain_attention(&q, &k, &v).allclose(&fast, 1e-5, 1e-6, false));
+    }
+
+    /// libtorch's own gives zeros here.
+    #[test]
+    fn an_overflow_in_the_scores_does_not_pass_for_an_attention() {
+        let [q, k, v] = qkv(1e25);
+        assert!(may_overflow(&q, &k));
+        assert_eq!(plain_attention(&q, &k, &v).isfinite().any().int64_value(&[]), 0);
+        let nan = q * f64::NAN;
+        assert!(may_overflow(&nan, &k) && may_overflow(&k, &nan));
+    }
 }

@@ -51,6 +51,23 @@ pub fn time(timestep: u32) -> f64 {
     f64::from(timestep) / f64::from(LAST_TIMESTEP)
 }
 
+/// Whether `timesteps` increase from 0, the clean image, to [`LAST_TIMESTEP`] at most. Errors start with `timesteps`.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_timesteps(timesteps: &[u32]) -> Result<(), String> {
+    if timesteps.first() != Some(&0) {
+        return Err("timesteps: the first has to be 0, the clean image".into());
+    }
+    if let Some(pair) = timesteps.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(format!("timesteps: {} after {}, but they have to increase", pair[1], pair[0]));
+    }
+    match timesteps.iter().find(|&&timestep| timestep > LAST_TIMESTEP) {
+        Some(bad) => Err(format!("timesteps: {bad} is not in 0..={LAST_TIMESTEP}")),
+        None => Ok(()),
+    }
+}
+
 /// The first row of `[N, D]` that holds a number that is not finite.
 pub fn first_bad(features: &Tensor) -> Option<i64> {
     let good = features.isfinite().all_dim(1, false);
@@ -86,9 +103,26 @@ pub struct Meta {
     pub model: String,
     /// Digest of the dataset artifact.
     pub data: String,
+    /// Digest of the dataset that the model was trained on, where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<String>,
 }
 
 impl Meta {
+    /// Whether it can be so. Errors start with the field's name.
+    fn validate(&self) -> Result<(), String> {
+        check_timesteps(&self.timesteps)?;
+        for (name, n) in [("train", self.train), ("test", self.test), ("width", self.width), ("layer", self.layer)] {
+            if n == 0 {
+                return Err(format!("{name}: 0, expected at least 1"));
+            }
+        }
+        match self.classes.is_empty() {
+            true => Err("classes: none, expected at least one".into()),
+            false => Ok(()),
+        }
+    }
+
     /// Number of images of `part`.
     pub fn count(&self, part: Part) -> usize {
         match part {
@@ -114,7 +148,9 @@ impl Features {
     /// [`Error::Bad`] naming the file that is not what it has to be.
     pub fn open(path: &Path) -> Result<Self> {
         let artifact = Artifact::open(path, STAGE)?;
-        let meta = artifact.json(META)?;
+        let meta: Meta = artifact.json(META)?;
+        let bad = |message| artifact.suspect(Error::bad(artifact.dir().join(META), message));
+        meta.validate().map_err(bad)?;
         Ok(Self { artifact, meta })
     }
 
@@ -127,17 +163,17 @@ impl Features {
         let expected = [self.meta.count(part), self.meta.width];
         match values.shape() == expected {
             true => Ok(values),
-            false => Err(Error::bad(
-                values.path(),
-                format!("found shape {:?}, expected [N, D] {expected:?}", values.shape()),
-            )),
+            false => {
+                let message = format!("found shape {:?}, expected [N, D] {expected:?}", values.shape());
+                Err(self.artifact.suspect(Error::bad(values.path(), message)))
+            }
         }
     }
 
     /// Class indices of `part`, int64 `[N]`.
     ///
     /// # Errors
-    /// [`Error::Bad`] when there are more or fewer than images, or one names no class.
+    /// [`Error::Bad`] when there are more or fewer than images, one names no class, or a class has none.
     pub fn labels(&self, part: Part) -> Result<Npy<i64>> {
         let labels = Npy::<i64>::open(&self.artifact.file(&part.labels_file())?)?;
         let (count, classes) = (self.meta.count(part), self.meta.classes.len());
@@ -145,8 +181,14 @@ impl Features {
             let found = labels.shape();
             return Err(Error::bad(labels.path(), format!("found shape {found:?}, expected [{count}]")));
         }
-        match labels.values().iter().find(|&&label| !(0..classes as i64).contains(&label)) {
-            Some(label) => Err(Error::bad(labels.path(), format!("label {label}, expected 0..{classes}"))),
+        let bad = |message| self.artifact.suspect(Error::bad(labels.path(), message));
+        let mut seen = vec![false; classes];
+        for (image, &label) in labels.values().iter().enumerate() {
+            let known = usize::try_from(label).ok().and_then(|label| seen.get_mut(label));
+            *known.ok_or_else(|| bad(format!("label {label} of image {image}, expected 0..{classes}")))? = true;
+        }
+        match seen.iter().position(|seen| !seen) {
+            Some(class) => Err(bad(format!("no image of class {class} ({})", self.meta.classes[class]))),
             None => Ok(labels),
         }
     }
@@ -163,6 +205,16 @@ mod tests {
         assert_eq!(Part::Test.file(1000), "test-T1000.npy");
         assert_eq!(Part::Test.labels_file(), "test-labels.npy");
         assert_eq!((time(0), time(20), time(1000)), (0.0, 0.02, 1.0));
+    }
+
+    #[test]
+    fn timesteps_increase_from_zero() {
+        assert_eq!(check_timesteps(&[0, 2, 1000]), Ok(()));
+        let message = |timesteps: &[u32]| check_timesteps(timesteps).unwrap_err();
+        assert!(message(&[]).starts_with("timesteps: the first has to be 0"));
+        assert!(message(&[5, 10]).starts_with("timesteps: the first has to be 0"));
+        assert_eq!(message(&[0, 20, 20]), "timesteps: 20 after 20, but they have to increase");
+        assert_eq!(message(&[0, 1001]), "timesteps: 1001 is not in 0..=1000");
     }
 
     #[test]

@@ -93,10 +93,16 @@ impl Artifact {
     /// # Errors
     /// [`Error::Bad`] naming the first file that differs, with both hashes and the command that rebuilds it.
     pub fn open(path: impl AsRef<Path>, stage: &str) -> Result<Self> {
-        let artifact = Self::open_any(path.as_ref())?;
+        let path = path.as_ref();
+        let below = path.join(stage);
+        let artifact = Self::open_any(path).map_err(|error| match below.join(MANIFEST).exists() {
+            true => error.with_hint(format!("{} is one", below.display())),
+            false => error,
+        })?;
         if artifact.manifest.stage != stage {
             let found = &artifact.manifest.stage;
-            return Err(Error::bad(path, format!("found an artifact of stage {found}, expected {stage}")));
+            return Err(Error::bad(path, format!("found an artifact of stage {found}, expected {stage}"))
+                .with_hint(format!("name the one that lcf-{stage} made, like data/runs/RUN/{stage}")));
         }
         Ok(artifact)
     }
@@ -214,6 +220,12 @@ impl Artifact {
         Ok(path)
     }
 
+    /// Adds to an error about what is in the artifact, where it has no hint, the command that rebuilds it.
+    #[must_use]
+    pub fn suspect(&self, error: Error) -> Error {
+        error.or_hint(rebuild_hint(&self.dir))
+    }
+
     /// Reads one of its JSON files.
     ///
     /// # Errors
@@ -227,7 +239,11 @@ impl Artifact {
 
 /// An error about a file of the artifact at `dir`, with the command that rebuilds it.
 fn rebuild(dir: &Path, file: &Path, message: String) -> Error {
-    Error::bad(file, message).with_hint(format!("rm -r {} and run make again to rebuild it", dir.display()))
+    Error::bad(file, message).with_hint(rebuild_hint(dir))
+}
+
+fn rebuild_hint(dir: &Path) -> String {
+    format!("rm -r {} and run make again to rebuild it", dir.display())
 }
 
 /// Whether `name` is the first 12 digits of a key, as artifacts are called in a store; a copy elsewhere may have any name.

@@ -1,6 +1,6 @@
 //! The command line's common part: the flags every stage has, exit codes, and how errors are printed.
 
-use crate::{Artifact, Error, Result, config, config::Section};
+use crate::{Artifact, Error, Result, artifact::MANIFEST, config, config::Section, text::visible};
 use clap::{Args, Parser};
 use std::{
     fs, io,
@@ -8,6 +8,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Mutex,
 };
 
 /// What a shell calls the end of a program by SIGPIPE.
@@ -42,19 +43,39 @@ impl StageArgs {
         config::load(&self.config, &self.overrides)
     }
 
+    /// Whether `--link`, where given, can be made: known before hours of work rather than after them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a path without a name, [`Error::Bad`] when something other than a link is in the way, or when
+    /// it would lie in an artifact.
+    pub fn check_link(&self) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let elsewhere = "remove it, or name another path, like data/runs/RUN/STAGE";
+        if link.file_name().is_none() {
+            let message = format!("--link {}: found no name in it, expected that of a link", link.display());
+            return Err(Error::usage(message).with_hint("name a path like data/runs/RUN/STAGE"));
+        }
+        if link.symlink_metadata().is_ok_and(|meta| !meta.is_symlink()) {
+            return Err(Error::bad(link, "found a file or directory, expected nothing or a link").with_hint(elsewhere));
+        }
+        if parent(link).join(MANIFEST).exists() {
+            return Err(Error::bad(parent(link), "found an artifact, expected the directory of a run for --link")
+                .with_hint("name a path like data/runs/RUN/STAGE"));
+        }
+        Ok(())
+    }
+
     /// Points `--link`, where given, at the artifact; an older link is replaced in one step.
     ///
     /// # Errors
-    /// [`Error::Bad`] when something other than a link is in the way.
+    /// Those of [`StageArgs::check_link`]; [`Error::Io`].
     pub fn link(&self, artifact: &Artifact) -> Result<()> {
         let Some(link) = &self.link else { return Ok(()) };
-        let parent = link.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = parent(link);
         fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
-        if link.symlink_metadata().is_ok_and(|meta| !meta.is_symlink()) {
-            return Err(Error::bad(link, "found a file or directory, expected nothing or a link"));
-        }
+        self.check_link()?;
         let parent = fs::canonicalize(parent).map_err(Error::io(parent, "open"))?;
-        let name = link.file_name().ok_or_else(|| Error::usage(format!("--link {}: no name", link.display())))?;
+        let name = link.file_name().unwrap_or_default();
         let target = relative(&parent, artifact.dir());
         let prefix = format!(".{}-", name.to_string_lossy());
         remove_stale(&parent, &prefix);
@@ -66,6 +87,11 @@ impl StageArgs {
         symlink(target, &part).map_err(Error::io(&part, "link"))?;
         fs::rename(&part, parent.join(name)).map_err(Error::io(link, "link"))
     }
+}
+
+/// The directory that a link lies in.
+fn parent(link: &Path) -> &Path {
+    link.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes half-made links, whose names end in the number of the process that made them, of processes that are gone.
@@ -91,7 +117,12 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
 /// goes on. A panic is reported the same way.
 pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let args = A::parse();
-    panic::set_hook(Box::new(|_| {}));
+    // Where the last panic was, of whatever thread.
+    static PLACE: Mutex<String> = Mutex::new(String::new());
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+        *PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = place.unwrap_or_default();
+    }));
     let result = panic::catch_unwind(AssertUnwindSafe(|| run(args)));
     let _ = panic::take_hook();
     match result {
@@ -108,7 +139,8 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
                 // `lcf-artifact list | head` ends as quietly as any other program whose reader has seen enough.
                 return ExitCode::from(BROKEN_PIPE);
             }
-            eprint!("{name}: error: {}", panicked(text));
+            let place = PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            eprint!("{name}: error: {}", panicked(text, &place));
             ExitCode::from(1)
         }
     }
@@ -116,9 +148,9 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
 
 /// The error as people read it: one line, then its causes, then the command that helps.
 fn report(name: &str, error: &anyhow::Error) -> String {
-    let mut text = format!("{name}: error: {}\n", first_line(&error.to_string()));
+    let mut text = format!("{name}: error: {}\n", visible(first_line(&error.to_string())));
     for cause in error.chain().skip(1) {
-        text += &format!("  because: {}\n", first_line(&cause.to_string()));
+        text += &format!("  because: {}\n", visible(first_line(&cause.to_string())));
     }
     if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<Error>()?.hint()) {
         text += &format!("hint: {hint}\n");
@@ -127,14 +159,20 @@ fn report(name: &str, error: &anyhow::Error) -> String {
 }
 
 /// A panic as people read it. Most are libtorch's errors, debug-printed by `unwrap`; running out of memory or of threads
-/// is the one that users can do something about.
-fn panicked(text: &str) -> String {
+/// is the one that users can do something about. Any other is a mistake of ours, so its `place` is said.
+fn panicked(text: &str, place: &str) -> String {
     let text = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(text);
     let line = first_line(text).split("\\n").next().unwrap_or(text);
     let tried = line.split_once("you tried to allocate ").and_then(|(_, rest)| rest.split_once(" bytes"));
     let line = tried.map_or(line.to_owned(), |(bytes, _)| format!("out of memory: cannot allocate {bytes} bytes"));
     let starved = ["out of memory", "allocate memory", "temporarily unavailable"].iter().any(|why| line.contains(why));
-    line + if starved { "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n" } else { "\n" }
+    match starved {
+        true => line + "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n",
+        false => {
+            let line = line.strip_prefix("Torch(\"").map_or(line.clone(), |torch| format!("libtorch: {torch}"));
+            format!("internal error: {} ({place})\nhint: this is a bug; report it with the command\n", visible(&line))
+        }
+    }
 }
 
 /// libtorch appends its C++ stack to its messages; the first line says what happened.
@@ -177,18 +215,39 @@ mod tests {
     }
 
     #[test]
+    fn links_that_cannot_be_made_are_refused_before_the_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str| {
+            let link = Some(dir.path().join(name));
+            StageArgs { link, ..StageArgs::default() }.check_link().map_err(|error| {
+                assert!(error.hint().is_some_and(|hint| hint.contains("data/runs/RUN/STAGE")), "{error}");
+                error.to_string()
+            })
+        };
+        assert_eq!(check("runs/r/train"), Ok(()));
+        fs::create_dir(dir.path().join("key")).unwrap();
+        symlink("key", dir.path().join("link")).unwrap();
+        assert_eq!(check("link"), Ok(()));
+        assert!(check("key").unwrap_err().ends_with("key: found a file or directory, expected nothing or a link"));
+        assert!(check("..").unwrap_err().contains("found no name in it"));
+        assert_eq!(check("link/train"), Ok(()));
+        fs::write(dir.path().join("key").join(MANIFEST), "{}").unwrap();
+        assert!(check("link/train").unwrap_err().contains("link: found an artifact, expected the directory of a run"));
+    }
+
+    #[test]
     fn panics_of_libtorch_are_one_line() {
         let torch = r#"called `Result::unwrap()` on an `Err` value: Torch("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 49152000 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::")"#;
-        let text = panicked(torch);
+        let text = panicked(torch, "a.rs:1");
         assert!(
             text.starts_with("out of memory: cannot allocate 49152000 bytes\nhint: lower the batch size"),
             "{text}"
         );
         assert_eq!(
-            panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")"),
-            "Torch(\"shape\n"
+            panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")", "a.rs:1"),
+            "internal error: libtorch: shape (a.rs:1)\nhint: this is a bug; report it with the command\n"
         );
-        assert_eq!(panicked("plain\nmore"), "plain\n");
+        assert!(panicked("plain\nmore", "b.rs:2").starts_with("internal error: plain (b.rs:2)\n"));
     }
 
     #[test]

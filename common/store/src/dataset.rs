@@ -84,8 +84,8 @@ impl Dataset {
     /// As [`Dataset::open`].
     pub fn of(artifact: Artifact) -> Result<Self> {
         let meta: Meta = artifact.json(META)?;
-        let train = Split::open(&artifact, &meta, &meta.train)?;
-        let test = Split::open(&artifact, &meta, &meta.test)?;
+        let open = |split| Split::open(&artifact, &meta, split).map_err(|error| artifact.suspect(error));
+        let (train, test) = (open(&meta.train)?, open(&meta.test)?);
         Ok(Self { artifact, meta, train, test })
     }
 }

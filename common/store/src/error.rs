@@ -1,5 +1,6 @@
 //! Errors a user can cause, each with what was found, what was expected, and the command that helps.
 
+use crate::text::visible;
 use std::path::{Path, PathBuf};
 
 /// The result of everything in this crate.
@@ -20,7 +21,7 @@ pub enum Error {
         hint: Option<String>,
     },
     /// A file or directory is not what it has to be. Exit code 1.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", shown(path))]
     Bad {
         /// The file or directory.
         path: PathBuf,
@@ -30,7 +31,7 @@ pub enum Error {
         hint: Option<String>,
     },
     /// A signal ended it and nothing is lost. Exit code [`STOPPED`], so that a batch system knows to start it again.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", shown(path))]
     Stopped {
         /// Where it goes on from.
         path: PathBuf,
@@ -38,7 +39,7 @@ pub enum Error {
         message: String,
     },
     /// The operating system refused. Exit code 1.
-    #[error("{}: cannot {action}", path.display())]
+    #[error("{}: cannot {action}", shown(path))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -76,6 +77,12 @@ impl Error {
         self
     }
 
+    /// [`Error::with_hint`] where there is none yet.
+    #[must_use]
+    pub fn or_hint(self, text: impl Into<String>) -> Self {
+        if self.hint().is_some() { self } else { self.with_hint(text) }
+    }
+
     /// The command that helps, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -84,6 +91,13 @@ impl Error {
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC) => Some("free some disk space and run the same command again".into()),
                 Some(libc::ENOMEM) => Some("free memory, or raise its limit (ulimit -v)".into()),
+                Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+                    Some("name a place where you may do that, or change its permissions".into())
+                }
+                Some(libc::ENOTDIR | libc::EEXIST | libc::ELOOP) => Some(
+                    "a part of this path is a file or a link that leads nowhere: name another, or remove it".into(),
+                ),
+                Some(libc::ENAMETOOLONG) => Some("name a shorter path".into()),
                 _ => None,
             },
         }
@@ -96,5 +110,36 @@ impl Error {
             Self::Stopped { .. } => STOPPED,
             Self::Bad { .. } | Self::Io { .. } => 1,
         }
+    }
+}
+
+/// A path as an error shows it, on one line.
+fn shown(path: &Path) -> String {
+    visible(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn an_error_is_one_line_whatever_the_file_is_called() {
+        let error = Error::bad("a\nb\x1b[2J", "found nothing");
+        assert_eq!(error.to_string(), "a\\nb\\u{1b}[2J: found nothing");
+    }
+
+    #[test]
+    fn what_the_system_refuses_has_a_way_out() {
+        let hint = |code| Error::io("x", "create")(io::Error::from_raw_os_error(code)).hint();
+        assert!(hint(libc::EACCES).unwrap().contains("permissions"));
+        assert!(hint(libc::ENOTDIR).unwrap().contains("a part of this path is a file"));
+        assert_eq!(hint(libc::EIO), None);
+    }
+
+    #[test]
+    fn the_first_hint_stays() {
+        let error = Error::bad("x", "y").or_hint("one").or_hint("two");
+        assert_eq!(error.hint().unwrap(), "one");
     }
 }

@@ -97,7 +97,8 @@ impl Source {
             From::Url(url) if !url.starts_with("https://") && !url.starts_with("file://") => {
                 Err(format!("from.url: {url} does not start with https://"))
             }
-            From::Pip { package, version, .. } if package.starts_with('-') || version.is_empty() => {
+            // Anything else could be an address or an option to pip.
+            From::Pip { package, version, .. } if !is_name(package) || !is_name(version) => {
                 Err(format!("from.pip: {package:?} == {version:?} is not a package and a version"))
             }
             _ => Ok(()),
@@ -161,6 +162,12 @@ impl Source {
             }
         }
     }
+}
+
+/// Whether it is letters, digits, `.`, `_` and `-`, the first of them a letter or digit.
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
 }
 
 fn size(path: &Path) -> u64 {
@@ -374,6 +381,21 @@ mod tests {
             fs::write(site.sources(), good.replace(from, to)).unwrap();
             let error = site.fetch().unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn packages_are_named_and_nothing_else() {
+        let site = Site::new();
+        for (package, version) in
+            [("--index-url=x", "1"), ("a @ http://b/c.whl", "1"), ("http://b/c.whl", "1"), ("a", ""), ("a", "1 --pre")]
+        {
+            let pip = serde_json::json!({"package": package, "version": version, "member": "m"});
+            let text =
+                serde_json::json!({"x": {"file": "x", "bytes": 1, "sha256": "0".repeat(64), "from": {"pip": pip}}});
+            fs::write(site.sources(), text.to_string()).unwrap();
+            let error = site.fetch().unwrap_err().to_string();
+            assert!(error.contains("x.from.pip: ") && error.contains("is not a package and a version"), "{error}");
         }
     }
 

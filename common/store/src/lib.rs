@@ -39,7 +39,9 @@ pub mod prepare;
 pub mod progress;
 pub mod provenance;
 pub mod random;
+mod revision;
 pub mod stage;
+mod strict;
 pub mod subset;
 pub mod text;
 

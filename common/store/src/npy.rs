@@ -19,19 +19,25 @@ const ALIGN: usize = 64;
 pub trait Element: Pod {
     /// NumPy's name of the type, like `<f4`.
     const DESCR: &'static str;
+    /// The type as people call it, like `float32`.
+    const NAME: &'static str;
 }
 
 impl Element for u8 {
     const DESCR: &'static str = "|u1";
+    const NAME: &'static str = "uint8";
 }
 impl Element for i64 {
     const DESCR: &'static str = "<i8";
+    const NAME: &'static str = "int64";
 }
 impl Element for f32 {
     const DESCR: &'static str = "<f4";
+    const NAME: &'static str = "float32";
 }
 impl Element for f64 {
     const DESCR: &'static str = "<f8";
+    const NAME: &'static str = "float64";
 }
 
 /// Writes an array of known shape row by row.
@@ -111,7 +117,8 @@ impl<T: Element> Npy<T> {
         let map = map(path)?;
         let Header { descr, shape, offset } = parse(&map).map_err(|message| Error::bad(path, message))?;
         if descr != T::DESCR {
-            return Err(Error::bad(path, format!("found numbers of type {descr}, expected {}", T::DESCR)));
+            let expected = format!("{} ({})", T::DESCR, T::NAME);
+            return Err(Error::bad(path, format!("found numbers of type {descr}, expected {expected}")));
         }
         // A dimension of 0 hides the others, but rows of them are counted too.
         let fits = shape.iter().try_fold(size_of::<T>(), |size, &n| size.checked_mul(n.max(1))).is_some();

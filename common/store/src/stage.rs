@@ -71,8 +71,9 @@ impl Plan {
     /// published here.
     ///
     /// # Errors
-    /// A published artifact that no longer verifies, or a store that cannot be written.
+    /// A `--link` that cannot be made, a published artifact that no longer verifies, or a store that cannot be written.
     pub fn begin(self, args: &StageArgs) -> Result<Begin> {
+        args.check_link()?;
         let parent = args.store.join(&self.stage);
         fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
         let key = self.key();

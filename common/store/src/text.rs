@@ -87,6 +87,11 @@ pub fn head(hex: &str) -> &str {
     hex.get(..SHORT).unwrap_or(hex)
 }
 
+/// A name as one line that any terminal shows as it is: control characters, which a file's name may hold, are escaped.
+pub fn visible(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 /// Rows as columns two spaces apart; columns whose letter in `align` is `r` are flush right.
 pub fn columns(align: &str, rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> =
@@ -147,6 +152,12 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [["a", "1"], ["bcd", "20"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(columns("lr", &rows), "a     1\nbcd  20\n");
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(visible("é \"x\"☃"), "é \"x\"☃");
+        assert_eq!(visible("a\nb\x1b[31m\u{85}"), "a\\nb\\u{1b}[31m\\u{85}");
     }
 
     #[test]

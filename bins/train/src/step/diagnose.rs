@@ -103,7 +103,7 @@ mod tests {
     /// What is found at step 3 after every number of the parameter `name` was set to `value`.
     fn place(objective: &str, name: &str, value: f64) -> Option<String> {
         let mut trainer = trainer(objective, |c| c.reduction = Reduction::Sum);
-        (0..3).for_each(|step| drop(trainer.step(step)));
+        (0..3).for_each(|step| assert!(trainer.step(step).is_finite()));
         let spec = trainer.params.layout.specs.iter().find(|spec| spec.name == name).unwrap();
         let _ = trainer.params.flat.narrow(0, spec.offset, spec.len()).fill_(value);
         trainer.refresh();

@@ -139,7 +139,7 @@ impl Bench {
         // First, since taking the rates needs memory too.
         let peak_bytes = self.peak_bytes();
         let rates = self.rates(precision);
-        device::record(&mut self.provenance, self.device);
+        device::record(&mut self.provenance, self.device, false);
         if self.devices > 1 {
             self.provenance.device = format!("{} x {}", self.devices, self.provenance.device);
         }
