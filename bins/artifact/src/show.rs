@@ -47,7 +47,13 @@ pub fn text(artifact: &Artifact, store: &Store) -> String {
 fn provenance(artifact: &Artifact) -> String {
     let made = &artifact.manifest().provenance;
     let mut out = format!("{:<10}{} in {} s\n", "made", text::date(made.started), made.seconds);
-    let fields = [("on", &made.host), ("device", &made.device), ("libtorch", &made.libtorch), ("from", &made.revision)];
+    let fields = [
+        ("on", &made.host),
+        ("device", &made.device),
+        ("libtorch", &made.libtorch),
+        ("repeats", &made.reproducible),
+        ("from", &made.revision),
+    ];
     for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_empty()) {
         out += &format!("{name:<10}{value}\n");
     }

@@ -22,6 +22,8 @@ pub struct Summary {
     train: Option<Value>,
     probe: Option<Vec<Accuracy>>,
     fid: Option<Value>,
+    /// What the stages say about their numbers, with the stage.
+    warnings: Vec<String>,
 }
 
 /// A row of `probe.csv`: accuracies as fractions at one timestep. `timestep` is t * 1000.
@@ -72,7 +74,14 @@ impl Summary {
         let train = of("train").map(|artifact| artifact.json("train.json")).transpose()?;
         let probe = of("probe").map(accuracies).transpose()?;
         let fid = of("fid").map(|artifact| artifact.json("fid.json")).transpose()?;
-        Ok(Some(Self { dir: dir.to_owned(), broken, train, probe, fid, artifacts }))
+        let mut warnings = Vec::new();
+        for (stage, file) in [("probe", "probe.json"), ("fid", "fid.json")] {
+            let said = of(stage).filter(|artifact| artifact.file(file).is_ok());
+            let said: Option<Value> = said.map(|artifact| artifact.json(file)).transpose()?;
+            let said = said.as_ref().and_then(|said| said.get("warnings")?.as_array());
+            warnings.extend(said.into_iter().flatten().filter_map(plain).map(|text| format!("{stage}: {text}")));
+        }
+        Ok(Some(Self { dir: dir.to_owned(), broken, train, probe, fid, warnings, artifacts }))
     }
 
     /// For people.
@@ -102,6 +111,7 @@ impl Summary {
         if let Some(fid) = &self.fid {
             out += &format!("\n{}\n{}", fid::line(fid), fid::others(fid));
         }
+        self.warnings.iter().for_each(|warning| out += &format!("warning: {warning}\n"));
         out
     }
 
@@ -120,7 +130,7 @@ impl Summary {
             .probe
             .as_ref()
             .map(|rows| json!({ "curve": rows, "raw": peak(&raw(rows)), "standardised": peak(&standardised(rows)) }));
-        json!({ "run": self.name(), "stages": stages, "broken": self.broken, "train": self.train, "probe": probe, "fid": self.fid })
+        json!({ "run": self.name(), "stages": stages, "broken": self.broken, "train": self.train, "probe": probe, "fid": self.fid, "warnings": self.warnings })
     }
 
     fn name(&self) -> String {
@@ -131,7 +141,17 @@ impl Summary {
 fn accuracies(artifact: &Artifact) -> Result<Vec<Accuracy>> {
     let path = artifact.file("probe.csv")?;
     let bad = |error: csv::Error| Error::bad(&path, format!("unexpected content: {error}"));
-    csv::Reader::from_path(&path).map_err(bad)?.deserialize().map(|row| row.map_err(bad)).collect()
+    let rows: Result<Vec<Accuracy>> =
+        csv::Reader::from_path(&path).map_err(bad)?.deserialize().map(|row| row.map_err(bad)).collect();
+    let rows = rows?;
+    let shares = |row: &Accuracy| [row.train_acc_raw, row.test_acc_raw, row.train_acc_std, row.test_acc_std];
+    match rows.iter().find(|row| !shares(row).iter().all(|share| (0.0..=1.0).contains(share))) {
+        Some(row) => {
+            let message = format!("found {:?} at T={}, expected accuracies from 0 to 1", shares(row), row.timestep);
+            Err(artifact.suspect(Error::bad(&path, message)))
+        }
+        None => Ok(rows),
+    }
 }
 
 fn raw(rows: &[Accuracy]) -> Vec<(f64, f64)> {

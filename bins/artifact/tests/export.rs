@@ -80,6 +80,12 @@ fn probes_become_arrays() {
     let ran = place.run(&["export", "runs/two/probe", "wrong"]);
     assert!(ran.code == 1 && ran.err.contains("T0020.raw.weight: found I32, expected F32"), "{}", ran.err);
     assert!(!place.path("wrong").exists());
+    let nan: Vec<u8> = [1f32, f32::NAN].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let nan = TensorView::new(Dtype::F32, vec![2], &nan).unwrap();
+    let nan = safetensors::serialize([("T0020.raw.bias", nan)], None).unwrap();
+    place.build_bytes("probe", &[], &[("weights.safetensors", &nan)], Some("three/probe"));
+    let ran = place.run(&["export", "runs/three/probe", "wrong"]);
+    assert!(ran.code == 1 && ran.err.contains("number 1 of tensor T0020.raw.bias is not finite"), "{}", ran.err);
 }
 
 #[test]

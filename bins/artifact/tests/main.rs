@@ -114,6 +114,7 @@ fn show_finds_the_inputs_in_the_store() {
     let ran = place.run(&["show", "runs/one/train"]);
     assert!(ran.out.contains(&format!("input0: store/prepare/{}", key12(&data))), "{}", ran.out);
     assert!(ran.out.contains("b.txt") && ran.out.contains("train (version 1)"));
+    assert!(ran.out.contains("\nrepeats   to the bit\n"), "{}", ran.out);
     let shown = place.run(&["show", "runs/one/train", "--json"]).json();
     assert_eq!(shown["input_paths"]["input0"], format!("store/prepare/{}", key12(&data)));
     assert_eq!(shown["manifest"]["stage"], "train");
@@ -130,7 +131,8 @@ const CURVE: &str = "timestep,t,train_acc_raw,test_acc_raw,train_acc_std,test_ac
 #[test]
 fn show_of_a_run_is_its_table() {
     let place = Place::new();
-    let fid = r#"{"fid": 12.5, "n": 64, "split": "train", "n_reference": 128, "floor": null, "more": 1}"#;
+    let fid = r#"{"fid": 12.5, "n": 64, "split": "train", "n_reference": 128, "floor": null, "more": 1,
+        "warnings": ["few images"]}"#;
     place.build("train", &[], &[("train.json", r#"{"objective": "fm", "final_loss": 0.5}"#)], Some("one/train"));
     let ran = place.run(&["show", "runs/one"]);
     assert!(ran.out.contains("training: fm, final loss 0.5000") && !ran.out.contains("FID"), "{}", ran.out);
@@ -141,12 +143,16 @@ fn show_of_a_run_is_its_table() {
         "20  0.02  37.50         25.00",
         "raw: peak 37.50 at t=0.02, at t=0 25.00, gap 12.50",
         "FID 12.500 (64 samples",
+        "\nwarning: fid: few images\n",
     ] {
         assert!(ran.out.contains(line), "no {line} in\n{}", ran.out);
     }
     let shown = place.run(&["show", "runs/one", "--json"]).json();
     assert_eq!(shown["probe"]["standardised"]["peak"], 0.3);
     assert_eq!(shown["fid"]["more"], 1);
+    place.build("probe", &[], &[("probe.csv", &CURVE.replace("0.375", "NaN"))], Some("two/probe"));
+    let ran = place.run(&["show", "runs/two"]);
+    assert!(ran.code == 1 && ran.err.contains("probe.csv: found [0.5, NaN, 0.5, 0.25] at T=20"), "{}", ran.err);
     // What has been removed since then is said, beside what is there.
     fs::remove_dir_all(fs::canonicalize(place.path("runs/one/train")).unwrap()).unwrap();
     let ran = place.run(&["show", "runs/one"]);

@@ -172,7 +172,16 @@ fn csv_of(rows: &[Row]) -> String {
 
 fn parse(text: &[u8], path: &Path) -> Result<Vec<Row>> {
     let rows: Result<Vec<Row>, csv::Error> = csv::Reader::from_reader(text).deserialize().collect();
-    rows.map_err(|error| Error::bad(path, format!("not a probe curve: {error}")))
+    let rows = rows.map_err(|error| Error::bad(path, format!("not a probe curve: {error}")))?;
+    let shares = |row: &Row| [row.train_acc_raw, row.test_acc_raw, row.train_acc_std, row.test_acc_std];
+    match rows.iter().find(|row| !shares(row).iter().all(|share| (0.0..=1.0).contains(share))) {
+        Some(row) => {
+            let (found, timestep) = (shares(row), row.timestep);
+            Err(Error::bad(path, format!("found {found:?} at T={timestep}, expected accuracies from 0 to 1")))
+        }
+        None if rows.is_empty() => Err(Error::bad(path, "no timestep in it")),
+        None => Ok(rows),
+    }
 }
 
 /// Reads [`CURVE`] and [`SUMMARY`].
@@ -241,6 +250,9 @@ mod tests {
         let back = parse(text.as_bytes(), Path::new("x")).unwrap();
         assert_eq!((back.len(), back[0].test_acc_std, back[2].t), (3, 0.666667, 0.05));
         assert!(parse(b"timestep,t\n0,0\n", Path::new("x")).is_err());
+        let nan = text.replace("0.400000", "NaN");
+        let error = parse(nan.as_bytes(), Path::new("x")).unwrap_err().to_string();
+        assert!(error.starts_with("x: found [0.5, NaN, 0.1, 0.666667] at T=0"), "{error}");
     }
 
     #[test]

@@ -174,8 +174,15 @@ pub fn probe(artifact: &Artifact) -> Result<Probe> {
     let bad = |error: csv::Error| Error::bad(&path, format!("unexpected content: {error}"));
     let rows: Result<Vec<Accuracy>> =
         csv::Reader::from_path(&path).map_err(bad)?.deserialize().map(|row| row.map_err(bad)).collect();
+    let rows = rows?;
+    let is_share = |value: f64| (0.0..=1.0).contains(&value);
+    if let Some(row) = rows.iter().find(|row| !is_share(row.test_acc_raw) || !is_share(row.test_acc_std)) {
+        let found = (row.test_acc_raw, row.test_acc_std);
+        let message = format!("found {found:?} at T={}, expected accuracies from 0 to 1", row.timestep);
+        return Err(artifact.suspect(Error::bad(&path, message)));
+    }
     let Summary { model, warnings } = json(artifact, "probe.json")?;
-    Ok(Probe { rows: rows?, model, warnings })
+    Ok(Probe { rows, model, warnings })
 }
 
 /// Reads one of an artifact's JSON files, verified.

@@ -28,6 +28,28 @@ pub struct Progress {
     pub epoch_flow: (f64, f64),
     /// Mean flow loss of the last epoch that ended and had one.
     pub last_epoch_flow: Option<f64>,
+    /// A number for what makes the steps, see [`crate::run::Pace::by`]; 0 where that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub by: u64,
+    /// Whether steps were made by something else before: the same command does not repeat that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mixed: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Progress {
+    /// Goes on by `by`.
+    pub fn hand_over(&mut self, by: u64) {
+        self.mixed |= self.step > 0 && self.by != by;
+        self.by = by;
+    }
 }
 
 /// `.checkpoint.json`.
@@ -201,7 +223,13 @@ mod tests {
     }
 
     fn progress(step: u64) -> Progress {
-        Progress { step, skipped: 1, epoch_flow: (0.1 + 0.2, 3.0), last_epoch_flow: Some(1.0 / 3.0) }
+        Progress {
+            step,
+            skipped: 1,
+            epoch_flow: (0.1 + 0.2, 3.0),
+            last_epoch_flow: Some(1.0 / 3.0),
+            ..Progress::default()
+        }
     }
 
     fn steps(trainer: &mut Trainer, range: std::ops::Range<u64>) {
@@ -223,6 +251,24 @@ mod tests {
         steps(&mut resumed, 4..9);
         assert_eq!(resumed.params.flat, straight.params.flat);
         assert_eq!(resumed.average, straight.average);
+    }
+
+    #[test]
+    fn a_training_made_by_one_thing_and_another_is_mixed_for_ever() {
+        let mut progress = Progress::default();
+        progress.hand_over(7);
+        progress.step = 3;
+        progress.hand_over(7);
+        assert!(!progress.mixed);
+        progress.hand_over(8);
+        progress.hand_over(8);
+        assert!(progress.mixed && progress.by == 8);
+        // What an earlier version left does not say.
+        let text = serde_json::to_string(&Progress { step: 1, ..Progress::default() }).unwrap();
+        assert!(!text.contains("by") && !text.contains("mixed"), "{text}");
+        let mut old: Progress = serde_json::from_str(&text).unwrap();
+        old.hand_over(7);
+        assert!(old.mixed);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod launch;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
+pub mod origin;
 pub mod preview;
 pub mod progress;
 pub mod ranks;

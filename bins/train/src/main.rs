@@ -6,7 +6,7 @@ use lcf_model::{
     Engine,
     bench::{BenchArgs, inputs::Shapes},
     config::Input,
-    device::{self, DeviceArgs},
+    device::DeviceArgs,
     pixels,
 };
 use lcf_store::{
@@ -15,15 +15,15 @@ use lcf_store::{
     dataset::Dataset,
     error::STOPPED,
     provenance::UP_TO_ROUNDING,
-    stage::{Begin, Plan, Work},
+    stage::{Begin, Plan},
 };
 use lcf_train::{
     TrainConfig, bench,
     launch::RankArgs,
     metrics,
+    origin::Origin,
     ranks::{self, Ranks},
     run::{self, Pace, train},
-    step::is_captured,
     tensorboard, text,
 };
 use std::{
@@ -31,6 +31,7 @@ use std::{
     process::{ExitCode, exit},
     time::Duration,
 };
+use tch::Device;
 
 /// Version of this stage: bumped when the same config and data give another result.
 const VERSION: u32 = 1;
@@ -77,8 +78,13 @@ struct Inputs {
 }
 
 impl Args {
-    fn pace(&self) -> Pace {
+    fn origin<'a>(&self, device: Device, ranks: &'a Ranks) -> Origin<'a> {
+        Origin { device, engine: self.engine.into(), ranks, threads: self.device.threads }
+    }
+
+    fn pace(&self, origin: &Origin) -> Pace {
         Pace {
+            by: origin.number(),
             log_steps: self.log_steps,
             checkpoint_steps: self.checkpoint_steps,
             checkpoint_every: Duration::from_secs(60 * self.checkpoint_minutes),
@@ -151,10 +157,13 @@ fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Resul
         Begin::Build(mut work) => {
             ranks.announce(Some(&key))?;
             let device = ranks.open(&args.device)?;
-            record(&mut work, config, input, device, args.engine.into(), ranks);
+            let origin = args.origin(device, ranks);
+            origin.record(config, input, work.provenance());
             text::announce(config, &dataset, input, device, args.engine.into(), ranks);
             let images = pixels::load(&dataset.train, device);
-            train(config, &dataset, input, images, args.pace(), &work, ranks)?;
+            if !train(config, &dataset, input, images, args.pace(&origin), &work, ranks)? {
+                work.provenance().reproducible = UP_TO_ROUNDING.to_owned();
+            }
             // Their rows hold times, and how many there are depends on --log-steps.
             work.log(metrics::FILE);
             tensorboard::files(work.dir())?.iter().for_each(|name| work.log(name));
@@ -163,16 +172,6 @@ fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Resul
     };
     args.stage.link(&artifact)?;
     text::print(&args.stage, &artifact, built)
-}
-
-/// Records where it is trained, and whether the weights can be had again: several ranks sum in an order of their own.
-fn record(work: &mut Work, config: &TrainConfig, input: Input, device: tch::Device, engine: Engine, ranks: &Ranks) {
-    device::record(work.provenance(), device, is_captured(config, input, device, engine));
-    if !ranks.are_one() {
-        let made = work.provenance();
-        made.device = format!("{} x {}", ranks.size(), made.device);
-        made.reproducible = UP_TO_ROUNDING.to_owned();
-    }
 }
 
 /// What a rank other than 0 does: it computes, and writes nothing.
@@ -189,7 +188,7 @@ fn follow(
     }
     let device = ranks.open(&args.device)?;
     let images = pixels::load(&dataset.train, device);
-    if run::follow(config, input, images, args.pace(), ranks)? {
+    if run::follow(config, input, images, args.pace(&args.origin(device, ranks)), ranks)? {
         ranks.leave()?;
         // Rank 0 says what has happened.
         exit(i32::from(STOPPED));

@@ -43,6 +43,8 @@ pub struct Pace {
     pub checkpoint_every: Duration,
     /// What computes the residual stream; changes results by rounding alone.
     pub engine: Engine,
+    /// A number for what makes the steps: another device, engine, or number of ranks or threads has another.
+    pub by: u64,
     /// Epochs between comparisons of the gradients of the two terms of the loss, where given.
     pub term_norms: Option<u64>,
 }
@@ -70,7 +72,8 @@ struct Run<'a> {
     looked: Instant,
 }
 
-/// Trains from the work directory's checkpoint, or from the start, to the end, and writes the artifact's files.
+/// Trains from the work directory's checkpoint, or from the start, to the end, and writes the artifact's files. Returns
+/// whether all steps were made by the same, [`Pace::by`].
 ///
 /// # Errors
 /// A signal (after writing a checkpoint), a run of losses that are not finite, or a file that cannot be written.
@@ -82,7 +85,7 @@ pub fn train(
     pace: Pace,
     work: &Work,
     ranks: &Ranks,
-) -> Result<()> {
+) -> Result<bool> {
     let stop = signals()?;
     let trainer = Trainer::new(config, input, images).among(ranks.clone()).with_engine(pace.engine);
     let mut run = Run {
@@ -99,7 +102,8 @@ pub fn train(
     run.resume()?;
     let events = Events::open(work.dir(), run.progress.step)?;
     run.steps(&stop, events)?;
-    run.finish(dataset)
+    run.finish(dataset)?;
+    Ok(!run.progress.mixed)
 }
 
 /// Trains as a rank other than 0, which writes nothing. Returns whether a signal has stopped the training.
@@ -160,6 +164,7 @@ impl Run<'_> {
         } else {
             self.work.clear()?;
         }
+        self.progress.hand_over(self.pace.by);
         self.ranks.align(&mut self.trainer, self.progress.step)?;
         let weights = self.work.path("weights");
         fs::create_dir_all(&weights).map_err(Error::io(&weights, "create"))?;

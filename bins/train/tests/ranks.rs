@@ -59,6 +59,13 @@ impl Bench {
         all
     }
 
+    /// Whether the manifest says that it can be had again.
+    fn repeats(&self, store: &str) -> String {
+        let manifest = self.link(store).join("manifest.json");
+        let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+        manifest["provenance"]["reproducible"].as_str().unwrap().to_owned()
+    }
+
     fn assert_same_weights(&self, one: &str, other: &str) {
         let (one, other) = (self.weights(one), self.weights(other));
         assert_eq!(one.len(), other.len());
@@ -97,6 +104,7 @@ fn two_ranks_train_as_one_process_does() {
         bench.train(&one, &["--set", &set]);
         bench.train_by(&two, 2, &["--set", &set]);
         bench.assert_same_weights(&one, &two);
+        assert_eq!([bench.repeats(&one), bench.repeats(&two)], ["to the bit", "up to rounding"]);
     }
 }
 
@@ -133,6 +141,8 @@ fn a_training_goes_on_with_another_number_of_ranks() {
     }
     bench.train("split", &more);
     bench.assert_same_weights("whole", "split");
+    // One process has ended it, and cannot repeat what two began.
+    assert_eq!([bench.repeats("whole"), bench.repeats("split")], ["to the bit", "up to rounding"]);
     let again = bench.command("split", &[&more[..], &["--ranks", "2", "--json"]].concat()).output().unwrap();
     assert!(String::from_utf8_lossy(&again.stdout).contains("\"built\":false"), "{}", stderr(&again));
 }

@@ -40,9 +40,20 @@ pub fn probe(artifact: &Artifact, to: &Path) -> Result<()> {
     for output in artifact.manifest().outputs.iter().filter(|output| output.path != WEIGHTS) {
         copy(&artifact.dir().join(&output.path), &to.join(&output.path))?;
     }
-    let path = artifact.file(WEIGHTS)?;
-    let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-    let bad = |message: String| Error::bad(&path, message);
+    each_tensor(&artifact.file(WEIGHTS)?, |name, shape, values| {
+        npy::write(&to.join(format!("{name}.npy")), shape, values)
+    })
+    .map_err(|error| artifact.suspect(error))?;
+    write(&to.join("README.md"), HOW.as_bytes())
+}
+
+/// Calls `take` with the name, shape and numbers of each tensor in the safetensors file at `path`.
+///
+/// # Errors
+/// [`Error::Bad`] naming a tensor that is not fp32, or the number in it that is not finite; that of `take`.
+pub fn each_tensor(path: &Path, mut take: impl FnMut(&str, &[usize], &[f32]) -> Result<()>) -> Result<()> {
+    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+    let bad = |message: String| Error::bad(path, message);
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| bad(format!("not a safetensors file: {error}")))?;
     for (name, tensor) in tensors.iter() {
         if tensor.dtype() != Dtype::F32 {
@@ -50,7 +61,10 @@ pub fn probe(artifact: &Artifact, to: &Path) -> Result<()> {
         }
         let values: Vec<f32> =
             tensor.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        npy::write(&to.join(format!("{name}.npy")), tensor.shape(), &values)?;
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return Err(bad(format!("number {index} of tensor {name} is not finite")));
+        }
+        take(name, tensor.shape(), &values)?;
     }
-    write(&to.join("README.md"), HOW.as_bytes())
+    Ok(())
 }

@@ -137,12 +137,15 @@ fn fid_rows(fid: &Value, digest: &str) -> Vec<Vec<String>> {
     let number = |value: Option<&Value>, digits: usize| {
         value.and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
     };
+    // Images that the model was not trained on are another dataset, whatever it is called.
+    let (data, against) = (fid.pointer("/digests/data"), fid.pointer("/sample/data"));
+    let of = if data.is_some() && against.is_some() && data != against { " images of another dataset" } else { "" };
     let row = |against: &Value, split: &str| {
         let few = if against["rank_deficient"] == true { " (too few images)" } else { "" };
         let reference = against["n_reference"].as_u64().unwrap_or_default();
         vec![
             samples.clone(),
-            format!("{reference} {split}"),
+            format!("{reference} {split}{of}"),
             number(against.get("fid"), 3) + few,
             number(against.pointer("/kid/mean"), 5),
             number(against.get("precision"), 3),

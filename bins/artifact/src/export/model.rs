@@ -1,6 +1,6 @@
 //! A training as PyTorch and Hugging Face know it: weights by DiT's names, `config.json`, a model card, and the network.
 
-use super::{card, copy, write};
+use super::{arrays::each_tensor, card, copy, write};
 use crate::{show::store_of, text};
 use lcf_store::{Artifact, Error, Result, stage::pretty};
 use serde_json::{Map, Value, json};
@@ -14,7 +14,9 @@ const EXAMPLE: &str = include_str!("../../pytorch/sample.py");
 /// Writes the weights called `name` and all around them to the folder `to`.
 pub fn write_model(artifact: &Artifact, name: &str, to: &Path) -> Result<()> {
     let train: Value = artifact.json("train.json")?;
-    copy(&weights(artifact, name)?, &to.join("model.safetensors"))?;
+    let weights = weights(artifact, name)?;
+    each_tensor(&weights, |_, _, _| Ok(())).map_err(|error| artifact.suspect(error))?;
+    copy(&weights, &to.join("model.safetensors"))?;
     let config = config(artifact, &train, name)?;
     write(&to.join("config.json"), &pretty(&config))?;
     write(&to.join("dit.py"), DIT.as_bytes())?;
