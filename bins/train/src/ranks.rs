@@ -8,8 +8,8 @@ use crate::step::Trainer;
 use anyhow::{Result, bail};
 use lcf_model::device::DeviceArgs;
 use lcf_native::dist::{Place, World};
-use lcf_store::Error;
-use std::{rc::Rc, time::Duration};
+use lcf_store::{Error, cli::Failed};
+use std::{panic::panic_any, rc::Rc, time::Duration};
 use tch::{Device, Kind, Tensor};
 
 /// What rank 0 has found out about the artifact.
@@ -93,7 +93,7 @@ impl Ranks {
     /// When the connection fails although no rank is gone, as operations of libtorch do.
     pub fn sum(&self, x: &mut Tensor) {
         if let Some(world) = &self.0 {
-            world.all_reduce(x).unwrap_or_else(|error| panic!("{error}"));
+            world.all_reduce(x).unwrap_or_else(|error| panic_any(Failed(error.to_string())));
         }
     }
 
@@ -106,7 +106,7 @@ impl Ranks {
         let (rows, columns) = x.size2().expect("rows of features");
         let most = (total + world.size() as i64 - 1) / world.size() as i64;
         let padded = x.detach().constant_pad_nd([0, 0, 0, most - rows]).contiguous();
-        let all = world.all_gather(&padded).unwrap_or_else(|error| panic!("{error}"));
+        let all = world.all_gather(&padded).unwrap_or_else(|error| panic_any(Failed(error.to_string())));
         // Row i of rank r is position i R + r.
         all.transpose(0, 1).reshape([-1, columns]).narrow(0, 0, total)
     }

@@ -76,13 +76,12 @@ impl Bench {
         command.arg("--config").arg(self.dir.path().join("run.json"));
         command.arg("--store").arg(self.dir.path().join(store));
         command.arg("--link").arg(self.link(store));
-        let defaults = [("--data", self.data.to_str().unwrap()), ("--device", "cpu")];
+        // Tests run side by side, and more threads only slow so small a model.
+        let defaults = [("--data", self.data.to_str().unwrap()), ("--device", "cpu"), ("--threads", "1")];
         for (flag, value) in defaults.iter().filter(|(flag, _)| !more.contains(flag)) {
             command.args([flag, value]);
         }
         command.args(more);
-        // Tests run side by side, and more threads only slow so small a model.
-        command.env("OMP_NUM_THREADS", "1");
         command
     }
 

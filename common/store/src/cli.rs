@@ -112,6 +112,10 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
     up.chain(to.components().skip(common).map(|part| Path::new(part.as_os_str()))).collect()
 }
 
+/// The payload of a panic (`std::panic::panic_any`) that is an error all the same: it was raised where none can be returned.
+#[derive(Debug)]
+pub struct Failed(pub String);
+
 /// Runs a program: parses `A`, calls `run`, prints an error as `NAME: error: ...`, its causes and a hint, and returns
 /// 0 when done, 1 when it failed, 2 for wrong usage or configuration, 75 when a signal ended it and the same command
 /// goes on. A panic is reported the same way.
@@ -131,6 +135,11 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
             eprint!("{}", report(name, &error));
             let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
             ExitCode::from(known.map_or(1, Error::exit_code))
+        }
+        Err(payload) if payload.is::<Failed>() => {
+            let Failed(text) = payload.downcast_ref::<Failed>().expect("asked above");
+            eprintln!("{name}: error: {}", visible(first_line(text)));
+            ExitCode::from(1)
         }
         Err(payload) => {
             let text = payload.downcast_ref::<String>().map(String::as_str);
@@ -159,7 +168,7 @@ fn report(name: &str, error: &anyhow::Error) -> String {
 }
 
 /// A panic as people read it. Most are libtorch's errors, debug-printed by `unwrap`; running out of memory or of threads
-/// is the one that users can do something about. Any other is a mistake of ours, so its `place` is said.
+/// is the one that users can do something about. Any other is most likely a mistake of ours, so its `place` is said.
 fn panicked(text: &str, place: &str) -> String {
     let text = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(text);
     let line = first_line(text).split("\\n").next().unwrap_or(text);
@@ -170,7 +179,8 @@ fn panicked(text: &str, place: &str) -> String {
         true => line + "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n",
         false => {
             let line = line.strip_prefix("Torch(\"").map_or(line.clone(), |torch| format!("libtorch: {torch}"));
-            format!("internal error: {} ({place})\nhint: this is a bug; report it with the command\n", visible(&line))
+            let hint = "this was not foreseen: if the machine is in order, report it with the command";
+            format!("{} (at {place})\nhint: {hint}\n", visible(&line))
         }
     }
 }
@@ -245,9 +255,9 @@ mod tests {
         );
         assert_eq!(
             panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")", "a.rs:1"),
-            "internal error: libtorch: shape (a.rs:1)\nhint: this is a bug; report it with the command\n"
+            "libtorch: shape (at a.rs:1)\nhint: this was not foreseen: if the machine is in order, report it with the command\n"
         );
-        assert!(panicked("plain\nmore", "b.rs:2").starts_with("internal error: plain (b.rs:2)\n"));
+        assert!(panicked("plain\nmore", "b.rs:2").starts_with("plain (at b.rs:2)\nhint: "));
     }
 
     #[test]
