@@ -16,7 +16,7 @@ use crate::{
 };
 use anyhow::Result;
 use clap::Args;
-use lcf_store::{Error, stage::sync_dir};
+use lcf_store::{Error, stage::sync_dir, text::head};
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Serialize;
 use std::{
@@ -152,6 +152,7 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
     warnings.extend(report::alike(&of_real.moments, "real images"));
     warnings.extend(report::alike(&of_fake.moments, "fake images"));
     warnings.extend(other_size(&real, &fake));
+    warnings.extend(other_data(&real, &fake));
     Ok(Comparison {
         warnings,
         metrics,
@@ -164,6 +165,13 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
         fake: Side::of(&args.fake, &fake),
         resize: args.resize,
     })
+}
+
+/// What has to be said about images that have to do with different datasets, as far as artifacts tell.
+fn other_data(real: &Images, fake: &Images) -> Option<String> {
+    let (of_real, of_fake) = (real.data()?, fake.data()?);
+    let digests = format!("{}, {}", head(of_real), head(of_fake));
+    (of_real != of_fake).then(|| format!("real and fake images are of different dataset artifacts: {digests}"))
 }
 
 /// What has to be said about images of different sizes, by the first of each.

@@ -8,7 +8,7 @@ use lcf_store::{
 };
 use rayon::prelude::*;
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -79,11 +79,22 @@ pub fn read(files: &[&Path]) -> Result<Vec<Pixels>> {
     Ok(runs)
 }
 
+/// Width and height as the header of the file says, where that can be read.
+pub fn dimensions(path: &Path) -> Option<(u32, u32)> {
+    decode::dimensions(&bytes(path).ok()?.ok()?).ok()
+}
+
+/// The file, or why it is none of an image.
+fn bytes(path: &Path) -> Result<std::result::Result<Vec<u8>, String>> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let size = file.metadata().map_or(0, |meta| meta.len());
+    Ok(decode::file(file, size))
+}
+
 /// As prepare decodes them ([`decode::rgb`]).
 fn read_one(path: &Path) -> Result<Pixels> {
-    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
     let bad = |reason| Error::bad(path, format!("not a readable image: {reason}")).with_hint("repair or remove it");
-    let image = decode::rgb(&bytes).map_err(bad)?;
+    let image = bytes(path)?.and_then(|bytes| decode::rgb(&bytes)).map_err(bad)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     Ok(Pixels { data: image.into_raw(), count: 1, channels: 3, height, width, planes: false })
 }
@@ -108,6 +119,18 @@ mod tests {
         let runs = read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>()).unwrap();
         assert_eq!(runs.iter().map(|run| (run.count, run.width)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
         assert_eq!(runs[1].data, [1, 2, 3, 1, 2, 3, 9, 9, 9, 9, 9, 9]);
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.png");
+        GrayImage::new(2, 2).save(&path).unwrap();
+        // A hole takes no room on the disk.
+        File::options().append(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        let message = read(&[&path]).unwrap_err().to_string();
+        assert!(message.ends_with("large.png: not a readable image: larger than 64 MiB"), "{message}");
+        assert_eq!(dimensions(&path), None);
     }
 
     #[test]

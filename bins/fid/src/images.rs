@@ -5,17 +5,18 @@ use lcf_store::{
     Artifact, Error, Result,
     artifact::MANIFEST,
     dataset::{self, Dataset},
-    decode,
     npy::Npy,
 };
+use serde_json::Value;
 use std::{
-    fs,
     ops::Range,
     path::{Path, PathBuf},
 };
 
 /// Stage that makes sample artifacts.
 pub const SAMPLE_STAGE: &str = "sample";
+/// What a sample artifact says of them.
+pub const SAMPLE_META: &str = "sample.json";
 /// Samples of a sample artifact, uint8 `[N, H, W, C]`.
 pub const SAMPLE_IMAGES: &str = "images.npy";
 
@@ -42,6 +43,8 @@ pub struct Images {
     path: PathBuf,
     kind: &'static str,
     split: Option<Split>,
+    /// Digest of the dataset that they are of, or that the model behind them was trained on.
+    data: Option<String>,
     source: Source,
     chosen: Vec<usize>,
 }
@@ -85,7 +88,7 @@ impl Images {
     }
 
     fn new(path: &Path, kind: &'static str, count: usize, source: Source) -> Self {
-        Self { path: path.to_owned(), kind, split: None, source, chosen: (0..count).collect() }
+        Self { path: path.to_owned(), kind, split: None, data: None, source, chosen: (0..count).collect() }
     }
 
     /// `data`, uint8 `[N, H, W, C]` of `shape` `[H, W, C]`.
@@ -122,7 +125,7 @@ impl Images {
         check(artifact.dir(), &[half.count, meta.height, meta.width, meta.channels])?;
         let shape = [meta.channels, meta.height, meta.width];
         let images = Self::new(artifact.dir(), "dataset", half.count, Source::Dataset { split: half, shape });
-        Ok(Self { split: Some(split), ..images })
+        Ok(Self { split: Some(split), data: Some(artifact.digest().to_owned()), ..images })
     }
 
     /// The images of a sample artifact.
@@ -131,7 +134,9 @@ impl Images {
     /// [`Error::Bad`] when they are not uint8 `[N, H, W, C]`.
     pub fn samples(artifact: &Artifact) -> Result<Self> {
         let images = Self::array(&artifact.file(SAMPLE_IMAGES)?)?;
-        Ok(Self { path: artifact.dir().to_owned(), kind: "sample artifact", ..images })
+        let meta: Value = artifact.json(SAMPLE_META)?;
+        let data = meta["data"].as_str().map(str::to_owned);
+        Ok(Self { path: artifact.dir().to_owned(), kind: "sample artifact", data, ..images })
     }
 
     fn array(path: &Path) -> Result<Self> {
@@ -163,6 +168,11 @@ impl Images {
         &self.path
     }
 
+    /// Digest of the dataset that they are of, or that the model behind them was trained on, where that is known.
+    pub fn data(&self) -> Option<&str> {
+        self.data.as_deref()
+    }
+
     /// The half of a dataset.
     pub fn split(&self) -> Option<Split> {
         self.split
@@ -190,8 +200,7 @@ impl Images {
     /// `[C, H, W]` of the first image, as far as its file says.
     pub fn first_shape(&self) -> Option<[usize; 3]> {
         let Source::Files(files) = &self.source else { return self.shape() };
-        let bytes = fs::read(&files[*self.chosen.first()?]).ok()?;
-        let (width, height) = decode::dimensions(&bytes).ok()?;
+        let (width, height) = folder::dimensions(&files[*self.chosen.first()?])?;
         Some([3, height as usize, width as usize])
     }
 

@@ -1,11 +1,14 @@
 //! Sample artifacts as the stage takes them: one, or several that differ in the seed alone.
 
-use crate::{images::Images, metrics::Metrics, report::Seed};
+use crate::{
+    images::{Images, SAMPLE_META as META},
+    metrics::Metrics,
+    report::Seed,
+};
 use anyhow::Result;
 use lcf_store::{Artifact, Error, dataset};
 use serde_json::Value;
 
-const META: &str = "sample.json";
 const SEED: &str = "seed";
 
 /// A sample artifact that can be evaluated.

@@ -104,6 +104,10 @@ impl Moments {
                 return Err(Error::bad(file.path(), message).into());
             }
         }
+        if let Some(i) = (0..d).find(|i| cov.values()[i * d + i] < 0.0) {
+            let message = format!("number {}, a variance, is {}", i * d + i, cov.values()[i * d + i]);
+            return Err(Error::bad(cov.path(), format!("{message}, expected 0 or more")).into());
+        }
         let matrix = Tensor::f_from_slice(cov.values())?.f_view([d as i64, d as i64])?;
         Ok(Self::new(Tensor::f_from_slice(mean.values())?, matrix))
     }
@@ -159,6 +163,9 @@ mod tests {
         npy::write(&cov, &[2, 2], &[1.0, 0.0, f64::NAN, 1.0]).unwrap();
         let error = Moments::read(&dir.path().join("mean.npy"), &cov).unwrap_err().to_string();
         assert!(error.ends_with("cov.npy: number 2 is NaN, expected finite numbers"), "{error}");
+        npy::write(&cov, &[2, 2], &[1.0, 0.0, 0.0, -1.0]).unwrap();
+        let error = Moments::read(&dir.path().join("mean.npy"), &cov).unwrap_err().to_string();
+        assert!(error.ends_with("cov.npy: number 3, a variance, is -1, expected 0 or more"), "{error}");
     }
 
     #[test]

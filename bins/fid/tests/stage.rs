@@ -147,6 +147,10 @@ fn every_metric_lands_in_the_result() {
     assert_eq!(marked["fid"], result["fid"]);
     let warning = "these samples are of a model that was not trained on this dataset artifact";
     assert!(marked["warnings"].to_string().contains(warning) && stderr.contains(warning), "{stderr}");
+    let compare = ["compare", "--real", "runs/x/prepare", "--fake", "runs/x/sample", "--device", "cpu"];
+    let (code, stdout, stderr) = outcome(&fid(dir, &compare));
+    let warning = "warning: real and fake images are of different dataset artifacts: ";
+    assert!(code == 0 && stdout.contains(warning) && stderr.contains(warning), "{stdout}{stderr}");
 }
 
 #[test]

@@ -41,6 +41,10 @@ impl Input {
     /// # Errors
     /// As [`fetch`] and the readers; [`Error::Usage`] when a path is needed, or given for nothing.
     pub fn find(config: &Config, places: &Places) -> Result<Self> {
+        if let Some(path) = places.data.as_ref().filter(|path| path.to_string_lossy().contains("://")) {
+            let message = format!("--data {}: found an address, expected a folder or an archive", path.display());
+            return Err(Error::usage(message).with_hint("download it, and name the file"));
+        }
         let archive = || match &places.data {
             Some(path) => Ok(path.clone()),
             None => fetch(&places.sources, config.dataset.name(), &places.downloads),

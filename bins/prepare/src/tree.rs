@@ -1,6 +1,6 @@
 //! The files of a folder or of a zip archive, by name, in one order. Archives are read in place, never unpacked.
 
-use lcf_store::{Error, Result, digest};
+use lcf_store::{Error, Result, decode, digest};
 use rayon::prelude::*;
 use std::{
     collections::BTreeSet,
@@ -12,8 +12,6 @@ use std::{
 };
 use zip::ZipArchive;
 
-/// Largest file that is read. An image of more is not one.
-const MAX_FILE: u64 = 64 << 20;
 /// Deepest folder below the root that is listed. More is a loop of links.
 const MAX_DEPTH: usize = 16;
 
@@ -74,24 +72,19 @@ impl Tree {
     /// # Errors
     /// Why it cannot be read.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::new();
         match &self.place {
             Place::Folder(root) => {
                 let file = open_file(&root.join(&self.files[index])).map_err(|e| e.to_string())?;
-                bytes.reserve(file.metadata().map_or(0, |meta| meta.len().min(MAX_FILE) as usize));
-                file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+                let size = file.metadata().map_or(0, |meta| meta.len());
+                decode::file(file, size)
             }
             Place::Zip(archive, members) => {
                 // A clone shares the directory of the archive and has its own place in the file.
                 let mut archive = archive.clone();
                 let member = archive.by_index(members[index]).map_err(|e| e.to_string())?;
-                bytes.reserve(member.size().min(MAX_FILE) as usize);
-                member.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+                let size = member.size();
+                decode::file(member, size)
             }
-        }
-        match bytes.len() as u64 > MAX_FILE {
-            true => Err(format!("larger than {} MiB", MAX_FILE >> 20)),
-            false => Ok(bytes),
         }
     }
 

@@ -212,6 +212,7 @@ fn classes_without_images_are_named() {
     let outcome = lab.run(FOLDER, &["--data", "none"], "2");
     assert!(outcome.code == 1 && outcome.err.contains("none: cannot open"), "{outcome:?}");
     lab.misused(FOLDER, &[], "--data: missing, expected a folder");
+    lab.misused(FOLDER, &["--data", "https://x/y.zip"], "--data https://x/y.zip: found an address, expected a folder");
 }
 
 #[test]

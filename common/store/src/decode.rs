@@ -1,7 +1,7 @@
 //! Image files to RGB pixels: what every stage that reads images refuses and converts in the same way.
 
 use image::{ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 
 /// What names of images end in, in any case. The content decides the format, not the name.
 pub const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -10,6 +10,22 @@ pub const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 const MAX_SIDE: u32 = 16_384;
 /// Most memory one decoded image may take; a few kilobytes of PNG can ask for gigabytes.
 const MAX_BYTES: u64 = 128 << 20;
+
+/// Largest file that is read. An image of more is not one.
+const MAX_FILE: u64 = 64 << 20;
+
+/// All of a file of an image, which is about `size` bytes long.
+///
+/// # Errors
+/// Why it cannot be read, or that it is too large to be one.
+pub fn file(file: impl Read, size: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(size.min(MAX_FILE) as usize);
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    match bytes.len() as u64 > MAX_FILE {
+        true => Err(format!("larger than {} MiB", MAX_FILE >> 20)),
+        false => Ok(bytes),
+    }
+}
 
 /// Whether `name` ends like the name of an image.
 pub fn is_image_name(name: &str) -> bool {
@@ -112,6 +128,12 @@ mod tests {
         }
         assert_eq!(rgb(b"").unwrap_err(), "empty");
         assert_eq!(rgb(b"GIF89a, or so it says").unwrap_err(), "not a PNG, JPEG or WebP image");
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_it() {
+        assert_eq!(file(std::io::repeat(7), u64::MAX).unwrap_err(), "larger than 64 MiB");
+        assert_eq!(file(&b"abc"[..], 0).unwrap(), b"abc");
     }
 
     #[test]
