@@ -61,7 +61,7 @@ pub fn run(bench: Bench, config: &TrainConfig, shapes: &Shapes, engine: Engine, 
     let engine = if trainer.is_stepwise() { "reference" } else { "fused" };
     let settings = json!({
         "run": config, "images": { "channels": shapes.input.channels, "side": shapes.input.side, "count": count },
-        "anchors": anchors(config), "engine": engine, "ranks": ranks.size(),
+        "anchors": anchors(config), "engine": engine, "ranks": ranks.size(), "kernels": trainer.kernels(),
     });
     let measured = Measured {
         what: format!("step of {batch}, {engine} engine, {}", config.precision.name()),

@@ -10,9 +10,9 @@
 use crate::{
     batch::Whole,
     config::TrainConfig,
-    contrast::{Contrast, Pool, Positive, pool},
+    contrast::{Pool, Positive},
     flow::Reduction,
-    gathered::gathered,
+    gathered::contrasted,
     ranks::Ranks,
     step::Totals,
     times::Times,
@@ -220,33 +220,33 @@ impl Captured {
     /// contrast).
     fn contrasted(&self, drawn: &Drawn) -> (Tensor, Option<Tensor>) {
         let options = self.config.contrast().expect("asked for");
-        let (batch, slots) = (self.draws.own_batch(), self.draws.own_slots());
+        let batch = self.draws.own_batch();
         let whole = Whole { samples: self.draws.batch, low: self.draws.slots };
-        let is_anchor = Tensor::arange(whole.low, (Kind::Int, drawn.low.device())).lt_tensor(&drawn.low);
-        let own_is_anchor = self.ranks.own(&is_anchor);
-        let ends = self.config.objective.cuts().then_some(&own_is_anchor);
+        let ends = self.config.objective.cuts().then_some(&drawn.ends);
         let plan = Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, ends };
         let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
         let (error, out) = self.flow(&pass.out, drawn);
 
-        let features = pass.features.expect("planned").detach().set_requires_grad(true);
-        let pooled = pool(&features, options);
-        let rows = |first: i64, n: i64| pooled.narrow(0, first, n);
-        let present = is_anchor.to_kind(Kind::Float);
-        let (Contrast { loss, pull, push }, own) =
-            gathered(&self.ranks, &rows(0, batch), &rows(batch, slots), whole, Some(&present), options);
-        let gradient = Tensor::run_backward(&[own * options.lambda], &[&features], false, false).remove(0);
-        // Constants have no gradient, and the copies at T_min are nothing else then.
-        let trained = if options.detach { batch } else { batch + slots };
-        let gradient = gradient.narrow(0, 0, trained);
-        let gradient = if options.pool == Pool::Mean { gradient / self.tokens() } else { gradient };
+        let features = pass.features.expect("planned");
+        let tokens = features.size()[1];
+        // A mean passes on to each token its share.
+        let by = if options.pool == Pool::Mean { options.lambda / self.tokens() } else { options.lambda };
+        let (numbers, gradient) =
+            contrasted(&self.ranks, &features.flatten(1, -1), batch, whole, &drawn.low, options, by);
+        // All samples, or those that are no constants.
+        let gradient = gradient.view([-1, tokens, self.config.model.width]);
         let start = Start { out: &out, features: Some((options.layer, &gradient)) };
         self.net.backward(pass.kept, &start, &self.gradient);
-        (error, Some(Tensor::stack(&[loss.detach(), pull, push], 0)))
+        (error, Some(numbers))
     }
 
     fn tokens(&self) -> f64 {
         (self.images.size()[2] / self.draws.patch).pow(2) as f64
+    }
+
+    /// How many kernels a step is, once it is recorded.
+    pub fn kernels(&self) -> Option<i64> {
+        self.graph.as_ref().and_then(|graph| graph.kernels().ok())
     }
 
     /// That of the last step, fp32 `[len]`.
@@ -295,5 +295,68 @@ mod tests {
         // P(Binomial(256, 0.02) > 18) = 1.4e-6 and P(> 19) = 3.2e-7 (SciPy, binom.sf).
         assert_eq!(slots(256, 0.02), 19);
         assert_eq!(slots(4, 0.999), 4);
+    }
+}
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod cuda_tests {
+    //! Run on a GPU machine with `--features cuda-tests`.
+
+    use super::*;
+    use crate::{batch::numbered, config::tests::small, contrast::Norm, step::Trainer};
+    use lcf_model::{Engine, ModelConfig, Precision, bench::inputs::stir};
+    use tch::Device;
+
+    const STEPS: u64 = 6;
+
+    fn configs() -> Vec<TrainConfig> {
+        let mut all: Vec<TrainConfig> = ["fm", "fm_truncated", "lcf", "fm_contrastive"].map(small).into();
+        let mut other = |edit: fn(&mut crate::contrast::ContrastConfig)| {
+            let mut config = small("lcf");
+            edit(config.contrast.as_mut().expect("lcf has one"));
+            all.push(config);
+        };
+        other(|contrast| contrast.detach = false);
+        other(|contrast| contrast.pool = Pool::Flatten);
+        other(|contrast| (contrast.norm, contrast.detach) = (Norm::L2, false));
+        for config in &mut all {
+            config.model = ModelConfig { depth: 2, width: 128, heads: 2, mlp: 256, patch: 2 };
+            (config.precision, config.batch) = (Precision::Bf16, 16);
+        }
+        all.into_iter().map(TrainConfig::resolved).collect()
+    }
+
+    /// What each step came to, and the weights after them.
+    fn trained(config: &TrainConfig, engine: Engine) -> (Vec<Totals>, Tensor) {
+        let input = Input { channels: 3, side: 8 };
+        let images = numbered(50, 3, 8).to_device(Device::Cuda(0));
+        let mut trainer = Trainer::new(config, input, images).with_engine(engine);
+        stir(&mut trainer.params.flat);
+        trainer.refresh();
+        let step = |step| {
+            trainer.advance(step);
+            trainer.take()
+        };
+        ((0..STEPS).map(step).collect(), trainer.params.flat)
+    }
+
+    #[test]
+    fn it_is_the_reference_up_to_rounding_and_itself_to_the_bit() {
+        lcf_model::device::DeviceArgs { device: "cuda".into(), threads: 2 }.open().unwrap();
+        for config in configs() {
+            let what = format!("{:?} {:?}", config.objective, config.contrast());
+            let (steps, weights) = trained(&config, Engine::Fused);
+            assert_eq!((&steps, &weights), (&trained(&config, Engine::Fused).0, &trained(&config, Engine::Fused).1));
+            let (expected, _) = trained(&config, Engine::Reference);
+            for (i, (found, expected)) in steps.iter().zip(&expected).enumerate() {
+                let near = |name: &str, a: f64, b: f64| {
+                    assert!((a - b).abs() <= 3e-2 * b.abs().max(1e-3), "{what}, step {i}: {name} {a}, expected {b}");
+                };
+                assert_eq!((found.skipped, found.anchors, found.overflow), (0, expected.anchors, 0), "{what}");
+                near("loss", found.loss, expected.loss);
+                near("gradient", found.grad_norm, expected.grad_norm);
+                (0..3).for_each(|k| near("contrast", found.contrast[k], expected.contrast[k]));
+            }
+        }
     }
 }

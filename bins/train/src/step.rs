@@ -199,6 +199,11 @@ impl Trainer {
         self.captured.is_none()
     }
 
+    /// How many kernels a step starts on the device, where that is known: of a recorded one.
+    pub fn kernels(&self) -> Option<i64> {
+        self.captured.as_ref().and_then(Captured::kernels)
+    }
+
     /// Makes step `step`, counted from 0, or sets it going. When loss or gradient is not finite, nothing changes but the
     /// totals.
     pub fn advance(&mut self, step: u64) {

@@ -6,7 +6,10 @@ use crate::{
     embed,
     params::{Layout, Params},
 };
-use lcf_native::ops::{self, Arriving, HEAD, MAX_TOKENS, Modulation, Normed, Sums};
+use lcf_native::{
+    condition::{self, BiasPlaces, Columns},
+    ops::{self, Arriving, HEAD, MAX_TOKENS, Modulation, Normed, Sums},
+};
 use tch::{Device, Kind, Tensor};
 
 /// Tokens of a sample whose sums over tokens one thread block makes.
@@ -60,14 +63,20 @@ struct KeptBlock {
     hidden: Tensor,
 }
 
+/// The time embedding: what each of its layers took and gave before the SiLU, `[A, D]`, and what comes out after the last
+/// SiLU, which every adaLN layer takes.
+#[derive(Debug)]
+struct Condition {
+    inputs: [Tensor; 2],
+    z: [Tensor; 2],
+    out: Tensor,
+}
+
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug)]
 pub struct Kept {
     patches: Tensor,
-    /// SiLU of the time embedding, `[B, D]`, with its graph to `time`.
-    condition: Tensor,
-    /// Leaves of that graph.
-    time: Vec<Tensor>,
+    condition: Condition,
     ada: Tensor,
     blocks: Vec<KeptBlock>,
     normal: (Tensor, Tensor),
@@ -179,8 +188,8 @@ impl Fused {
 
     fn embed_images(&self, x: &Tensor, t: &Tensor) -> (Tensor, Tensor) {
         let patches = embed::patchify(x, self.config.patch).to_kind(Kind::BFloat16).contiguous();
-        let condition = condition(&embed::timestep(t).to_kind(Kind::BFloat16), &self.time_leaves(false));
-        (self.embed(&patches), self.modulations(&condition))
+        let condition = self.condition(&embed::timestep(t).to_kind(Kind::BFloat16));
+        (self.embed(&patches), self.modulations(&condition.out))
     }
 
     /// The stream that `layer` blocks make, less the last branch, and that branch.
@@ -201,24 +210,21 @@ impl Fused {
     /// Patches `[A, N, C p p]` and sinusoidal embedding of the times `[A, 256]` to the output, keeping what
     /// [`Fused::backward`] needs.
     pub fn forward(&self, patches: &Tensor, frequencies: &Tensor, plan: Option<&Plan>) -> Pass {
-        let time = self.time_leaves(true);
-        let condition = condition(frequencies, &time);
-        let ada = self.modulations(&condition.detach());
+        let condition = self.condition(frequencies);
+        let ada = self.modulations(&condition.out);
         let (mut stream, mut branch, mut features) = (self.embed(patches), None, None);
         let mut blocks: Vec<KeptBlock> = Vec::with_capacity(self.blocks.len());
         for i in 0..=self.blocks.len() {
             let mut normed = ops::norm(&stream, &self.modulation(&ada, 2 * i, branch.as_ref()).borrow(), true);
             if let Some(plan) = plan.filter(|plan| plan.layer == i) {
-                features = Some(match plan.mean {
-                    true => normed.x.mean_dim(1, true, Kind::Float),
-                    false => normed.x.copy(),
-                });
-                normed = leave(&normed, plan);
+                let all_tokens = (!plan.mean).then(|| normed.x.copy());
+                let (left, mean) = leave(&normed, plan);
+                (features, normed) = (all_tokens.or(mean), left);
             }
             let Normed { x, y, kept } = normed;
             let normal = kept.expect("asked for");
             let Some(block) = self.blocks.get(i) else {
-                let kept = Kept { patches: patches.shallow_clone(), condition, time, ada, blocks, normal, y };
+                let kept = Kept { patches: patches.shallow_clone(), condition, ada, blocks, normal, y };
                 return Pass { out: self.project(&kept.y), features, kept };
             };
             let qkv = linear(&block.qkv, &y);
@@ -283,10 +289,6 @@ impl Fused {
             let view = gradient.narrow(0, layer.offset[0], layer.weight.numel() as i64).view_as(&layer.weight);
             ops::weight_gradient(dy, &x.narrow(0, 0, dy.size()[0]), &view);
         };
-        let bias = |layer: &Linear, dy: &Tensor| {
-            let sum = dy.sum_dim_intlist([0, 1].as_slice(), false, Kind::Float);
-            gradient.narrow(0, layer.offset[1], layer.bias.size()[0]).copy_(&sum);
-        };
         // Samples that left the network at the features come in again here.
         let whole = |site: usize, x: Tensor| match start.features {
             Some((layer, g)) if 2 * layer == site && g.size()[0] > x.size()[0] => {
@@ -298,7 +300,6 @@ impl Fused {
         };
 
         weight(&self.output, start.out, &kept.y);
-        bias(&self.output, start.out);
         let last = 2 * self.blocks.len();
         let dy = whole(last, ops::input_gradient(start.out, &self.output.weight));
         rows = dy.size()[0];
@@ -323,16 +324,22 @@ impl Fused {
             (dx, dh) = at(2 * i, rows, Some(&middle), &dy, &own.normal[0]);
         }
         weight(&self.patches, &dx, &kept.patches);
-        bias(&self.patches, &dx);
 
-        let first = &self.blocks[0];
-        let stride = self.block_stride;
-        ops::column_sums(&qkv_sums, gradient, first.qkv.offset[1], stride);
-        ops::column_sums(&z_sums, gradient, first.fc1.offset[1], stride);
-        for (which, layer) in [&first.proj, &first.fc2].into_iter().enumerate() {
-            let own = branch_sums.select(1, which as i64).contiguous();
-            ops::column_sums(&own, gradient, layer.offset[1], stride);
-        }
+        let [of_output, of_patches] = condition::row_shares([start.out, &dx]);
+        let (first, stride) = (&self.blocks[0], self.block_stride);
+        let [of_proj, of_fc2] = [0, 1].map(|which| branch_sums.select(1, which));
+        let columns = |of, layer: &Linear, stride| Columns { of, offset: layer.offset[1], stride };
+        condition::column_sums(
+            gradient,
+            &[
+                columns(&z_sums, &first.fc1, stride),
+                columns(&qkv_sums, &first.qkv, stride),
+                columns(&of_proj, &first.proj, stride),
+                columns(&of_fc2, &first.fc2, stride),
+                columns(&of_output, &self.output, 0),
+                columns(&of_patches, &self.patches, 0),
+            ],
+        );
         self.backward_condition(&kept, &ada_sums, gradient);
     }
 
@@ -340,37 +347,37 @@ impl Fused {
     fn backward_condition(&self, kept: &Kept, ada_sums: &Tensor, gradient: &Tensor) {
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
         let samples = ada_sums.size()[2];
-        let sums = ada_sums.sum_dim_intlist(0, false, Kind::Float);
-        let dada = sums.to_kind(Kind::BFloat16);
-        let condition = kept.condition.detach().narrow(0, 0, samples);
-        let (blocks, head) = (dada.narrow(0, 0, depth), dada.select(0, depth).narrow(1, 0, 2 * d));
-        let weights = self.ada_weights(&self.flat);
-        let all = condition.unsqueeze(0).expand([depth, samples, d], false);
-        self.ada_weights(gradient).copy_(&blocks.transpose(1, 2).bmm(&all));
-        self.ada_biases(gradient).copy_(&sums.narrow(0, 0, depth).sum_dim_intlist(1, true, Kind::Float));
-        let place = |offset: i64, like: &Tensor| gradient.narrow(0, offset, like.numel() as i64).view_as(like);
-        let [weight_at, bias_at] = self.output_ada.offset;
-        place(weight_at, &self.output_ada.weight).copy_(&head.transpose(0, 1).matmul(&condition));
-        let head_sums = sums.select(0, depth).narrow(1, 0, 2 * d).sum_dim_intlist(0, false, Kind::Float);
-        place(bias_at, &self.output_ada.bias).copy_(&head_sums);
-        let of_blocks = blocks.bmm(&weights).sum_dim_intlist(0, false, Kind::Float);
-        let dcondition = of_blocks + head.matmul(&self.output_ada.weight).to_kind(Kind::Float);
-        let product = (kept.condition.narrow(0, 0, samples).to_kind(Kind::Float) * dcondition).sum(Kind::Float);
-        let gradients = Tensor::run_backward(&[product], &kept.time, false, false);
-        let offsets = self.time.iter().flat_map(|layer| layer.offset);
-        for (found, offset) in gradients.iter().zip(offsets) {
-            place(offset, found).copy_(found);
+        let places =
+            BiasPlaces { first: self.ada.offset[1], stride: self.block_stride, head: self.output_ada.offset[1] };
+        let dada = condition::modulation_sums(ada_sums, 2 * d, gradient, places);
+        let (blocks, head) = (dada.narrow(0, 0, depth), dada.narrow(0, depth, 1).narrow(2, 0, 2 * d));
+        let own = |x: &Tensor| x.narrow(0, 0, samples);
+        let out = own(&kept.condition.out);
+        condition::weight_gradients(&blocks, &out, &self.ada_weights(gradient));
+        condition::weight_gradients(&head, &out, &one(&self.output_ada, gradient));
+        let floats = |count: i64| Tensor::empty([count, samples, d], (Kind::Float, gradient.device()));
+        let mut parts = floats(depth + 1);
+        condition::input_gradients(&blocks, &self.ada_weights(&self.flat), &parts.narrow(0, 0, depth));
+        condition::input_gradients(&head, &one(&self.output_ada, &self.flat), &parts.narrow(0, depth, 1));
+        for (i, layer) in self.time.iter().enumerate().rev() {
+            let dz = condition::silu_backward(&parts, &kept.condition.z[i], gradient, layer.offset[1]).unsqueeze(0);
+            condition::weight_gradients(&dz, &own(&kept.condition.inputs[i]), &one(layer, gradient));
+            if i > 0 {
+                parts = floats(1);
+                condition::input_gradients(&dz, &one(layer, &self.flat), &parts);
+            }
         }
     }
 
-    /// Weights and biases of the time embedding, as leaves of a graph or without one.
-    fn time_leaves(&self, leaves: bool) -> Vec<Tensor> {
-        let all = self.time.iter().flat_map(|layer| [&layer.weight, &layer.bias]);
-        all.map(|t| t.detach().set_requires_grad(leaves)).collect()
+    fn condition(&self, frequencies: &Tensor) -> Condition {
+        let [first, second] = &self.time;
+        let (z, hidden) = condition::linear_silu(frequencies, &first.weight, &first.bias);
+        let (last, out) = condition::linear_silu(&hidden, &second.weight, &second.bias);
+        Condition { inputs: [frequencies.shallow_clone(), hidden], z: [z, last], out }
     }
 
     fn embed(&self, patches: &Tensor) -> Tensor {
-        linear(&self.patches, patches).to_kind(Kind::Float) + &self.positions
+        condition::add_positions(&linear(&self.patches, patches), &self.positions)
     }
 
     fn project(&self, y: &Tensor) -> Tensor {
@@ -382,11 +389,15 @@ impl Fused {
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
         let samples = condition.size()[0];
         let out = Tensor::empty([depth + 1, samples, 6 * d], (Kind::BFloat16, condition.device()));
-        let all = condition.unsqueeze(0).expand([depth, samples, d], false);
-        let biases = self.ada_biases(&self.flat);
-        out.narrow(0, 0, depth).copy_(&biases.baddbmm(&all, &self.ada_weights(&self.flat).transpose(1, 2), 1.0, 1.0));
-        let head = condition.linear(&self.output_ada.weight, Some(&self.output_ada.bias));
-        out.select(0, depth).narrow(1, 0, 2 * d).copy_(&head);
+        condition::linears(
+            condition,
+            &self.ada_weights(&self.flat),
+            &self.ada_biases(&self.flat),
+            &out.narrow(0, 0, depth),
+        );
+        let head = out.narrow(0, depth, 1).narrow(2, 0, 2 * d);
+        let bias = self.output_ada.bias.view([1, 1, -1]);
+        condition::linears(condition, &one(&self.output_ada, &self.flat), &bias, &head);
         out
     }
 
@@ -429,25 +440,20 @@ fn linear(layer: &Linear, x: &Tensor) -> Tensor {
     ops::linear(x, &layer.weight, &layer.bias)
 }
 
-/// SiLU of the time embedding, what every adaLN layer takes.
-fn condition(frequencies: &Tensor, time: &[Tensor]) -> Tensor {
-    let hidden = frequencies.linear(&time[0], Some(&time[1])).silu();
-    hidden.linear(&time[2], Some(&time[3])).silu()
+/// The weight of a layer in a flat buffer, as one of several would be: `[1, out, in]`.
+fn one(layer: &Linear, flat: &Tensor) -> Tensor {
+    let size = layer.weight.size();
+    flat.narrow(0, layer.offset[0], layer.weight.numel() as i64).view([1, size[0], size[1]])
 }
 
-/// The samples that go on, with zeros for those of them that end.
-fn leave(normed: &Normed, plan: &Plan) -> Normed {
+/// The samples that go on, with zeros for those of them that end, and the mean over tokens of all where it is asked for.
+fn leave(normed: &Normed, plan: &Plan) -> (Normed, Option<Tensor>) {
     let first = |x: &Tensor| x.narrow(0, 0, plan.on);
     let (normal, rstd) = normed.kept.as_ref().expect("asked for");
-    let (x, y) = (first(&normed.x), first(&normed.y));
-    if let Some(ends) = plan.ends {
-        let slots = ends.size()[0];
-        for part in [&x, &y, normal] {
-            let _ = part.narrow(0, 0, slots).masked_fill_(&ends.view([slots, 1, 1]), 0.0);
-        }
-    }
+    let mean = condition::mean_and_leave([&normed.x, &normed.y, normal], plan.mean, plan.ends);
     // The gradient of the features reaches all samples, so what it needs is kept of all.
-    Normed { x, y, kept: Some((normal.shallow_clone(), rstd.shallow_clone())) }
+    let kept = Some((normal.shallow_clone(), rstd.shallow_clone()));
+    (Normed { x: first(&normed.x), y: first(&normed.y), kept }, mean)
 }
 
 #[cfg(all(test, feature = "cuda-tests"))]

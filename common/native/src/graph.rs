@@ -23,6 +23,7 @@ type Make = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
 type Use = unsafe extern "C" fn(*mut c_void) -> c_int;
 type Free = unsafe extern "C" fn(*mut c_void);
 type Count = unsafe extern "C" fn(c_int, *mut i64) -> c_int;
+type CountOf = unsafe extern "C" fn(*mut c_void, *mut i64) -> c_int;
 
 /// Its functions.
 struct Api {
@@ -33,6 +34,7 @@ struct Api {
     replay: Use,
     free: Free,
     peak_bytes: Count,
+    kernels: CountOf,
 }
 
 impl Api {
@@ -68,6 +70,7 @@ impl Api {
                 replay: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_replay")?),
                 free: std::mem::transmute::<NonNull<c_void>, Free>(find(c"lcf_graph_free")?),
                 peak_bytes: std::mem::transmute::<NonNull<c_void>, Count>(find(c"lcf_graph_peak_bytes")?),
+                kernels: std::mem::transmute::<NonNull<c_void>, CountOf>(find(c"lcf_graph_kernels")?),
             })
         }
     }
@@ -138,6 +141,18 @@ impl Graph {
         // SAFETY: capturing was begun.
         api.check(unsafe { (api.end)(graph.handle.as_ptr()) })?;
         Ok(graph)
+    }
+
+    /// How many kernels a replay starts.
+    ///
+    /// # Errors
+    /// A CUDA error.
+    pub fn kernels(&self) -> Result<i64, TchError> {
+        let api = Api::get()?;
+        let mut count = 0;
+        // SAFETY: the graph was captured; writes one number.
+        api.check(unsafe { (api.kernels)(self.handle.as_ptr(), &mut count) })?;
+        Ok(count)
     }
 
     /// Starts it, and waits for the replay before the last.

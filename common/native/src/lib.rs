@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod condition;
+pub mod contrast;
 pub mod dist;
 pub mod graph;
 pub mod ops;

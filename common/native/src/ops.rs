@@ -16,7 +16,7 @@ pub const HEAD: i64 = 64;
 /// Most tokens that the attention takes.
 pub const MAX_TOKENS: i64 = 256;
 /// What cublasLt may use to split sums.
-const WORKSPACE: i64 = 32 << 20;
+pub(crate) const WORKSPACE: i64 = 32 << 20;
 
 unsafe extern "C" {
     fn lcf_current_stream(device: c_int) -> *mut c_void;
@@ -110,15 +110,6 @@ unsafe extern "C" {
         columns: c_int,
         stream: *mut c_void,
     ) -> c_int;
-    fn lcf_column_sums(
-        input: *const c_void,
-        out: *mut c_void,
-        matrices: c_int,
-        rows: c_int,
-        columns: c_int,
-        stride: c_long,
-        stream: *mut c_void,
-    ) -> c_int;
 }
 
 /// The stream that operations on the device of `tensor` go to.
@@ -139,11 +130,11 @@ pub(crate) fn data(tensor: &Tensor, kind: Kind, len: i64) -> *mut c_void {
     tensor.data_ptr()
 }
 
-fn bf16(tensor: &Tensor, len: i64) -> *mut c_void {
+pub(crate) fn bf16(tensor: &Tensor, len: i64) -> *mut c_void {
     data(tensor, Kind::BFloat16, len)
 }
 
-fn fp32(tensor: &Tensor, len: i64) -> *mut c_void {
+pub(crate) fn fp32(tensor: &Tensor, len: i64) -> *mut c_void {
     data(tensor, Kind::Float, len)
 }
 
@@ -152,7 +143,7 @@ pub(crate) fn check(what: &str, code: c_int) {
 }
 
 /// Scratch space of cublasLt, one for each stream: products on one stream follow each other.
-fn workspace(device: Device, stream: *mut c_void) -> *mut c_void {
+pub(crate) fn workspace(device: Device, stream: *mut c_void) -> *mut c_void {
     thread_local! {
         static SPACES: RefCell<HashMap<usize, Tensor>> = RefCell::new(HashMap::new());
     }
@@ -200,7 +191,7 @@ fn product(a: &Tensor, b: &Tensor, d: &Tensor, [m, n, k]: [i64; 3], transpose: [
 }
 
 /// Rows and columns of `[.., columns]` taken as a matrix.
-fn matrix(x: &Tensor) -> (i64, i64) {
+pub(crate) fn matrix(x: &Tensor) -> (i64, i64) {
     let columns = *x.size().last().expect("at least one dimension");
     (x.numel() as i64 / columns.max(1), columns)
 }
@@ -467,17 +458,4 @@ pub fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
         )
     };
     check("gelu backward", code);
-}
-
-/// Sums over the rows of matrices `[L, R, C]`, fp32, into `out` fp32 from `offset` on, the results `stride` apart.
-pub fn column_sums(matrices: &Tensor, out: &Tensor, offset: i64, stride: i64) {
-    let (l, rows, columns) = matrices.size3().expect("matrices are [L, R, C]");
-    let end = offset + (l - 1) * stride + columns;
-    // SAFETY: the last number written lies before `end`.
-    let code = unsafe {
-        let to = fp32(out, end).cast::<f32>().add(usize::try_from(offset).expect("an offset")).cast();
-        let from = fp32(matrices, l * rows * columns);
-        lcf_column_sums(from, to, l as c_int, rows as c_int, columns as c_int, stride, stream(out))
-    };
-    check("column sums", code);
 }

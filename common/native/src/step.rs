@@ -61,6 +61,7 @@ struct RawDraw {
     patches: *mut c_void,
     target: *mut c_void,
     frequencies: *mut c_void,
+    ends: *mut c_void,
     threshold: c_float,
     positive: c_float,
     logit_mean: c_float,
@@ -197,6 +198,8 @@ pub struct Drawn {
     pub target: Tensor,
     /// Sinusoidal embedding of 1000 t, bf16 `[B + K, 256]`.
     pub frequencies: Tensor,
+    /// Whether the slots of this rank have an anchor, bool `[K]`.
+    pub ends: Tensor,
 }
 
 /// The draws of the step that `state` is at. images: uint8 `[N, C, S, S]`; order: int64, of the epoch's images.
@@ -217,6 +220,7 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         patches: Tensor::empty([all, tokens, patch_len], (Kind::BFloat16, device)),
         target: Tensor::empty([b, tokens, patch_len], (Kind::Float, device)),
         frequencies: Tensor::empty([all, FREQUENCIES], (Kind::BFloat16, device)),
+        ends: Tensor::empty([slots], (Kind::Bool, device)),
     };
     let raw = RawDraw {
         time: with.time,
@@ -232,6 +236,7 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         patches: drawn.patches.data_ptr(),
         target: drawn.target.data_ptr(),
         frequencies: drawn.frequencies.data_ptr(),
+        ends: drawn.ends.data_ptr(),
         threshold: with.threshold,
         positive: with.positive,
         logit_mean: with.logit_normal.map_or(0.0, |(mean, _)| mean),
@@ -412,6 +417,7 @@ mod tests {
             flip: Some(3),
             threshold: 0.3,
             positive: 0.25,
+            logit_normal: None,
             batch: 10,
             slots: 5,
             ranks: 1,
@@ -423,10 +429,13 @@ mod tests {
             let state = Tensor::zeros([STATE], (Kind::Double, DEVICE));
             let _ = state.get(state::STEP as i64).fill_(step);
             let whole = draw(&draws, &state, &images, &order);
+            let present = Tensor::arange(draws.slots, (Kind::Int, DEVICE)).lt_tensor(&whole.low);
+            assert_eq!(whole.ends, present);
             for (ranks, rank) in [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 3)] {
                 let own = Draws { ranks, rank, ..draws };
                 let found = draw(&own, &state, &images, &order);
                 assert_eq!(found.low, whole.low);
+                assert_eq!(found.ends, present.slice(0, rank, None, ranks), "{rank} of {ranks}");
                 // The places of the samples, then those of the slots.
                 let rows = |x: &Tensor| {
                     let dealt = |first: i64, n: i64| x.narrow(0, first, n).slice(0, rank, None, ranks);

@@ -3,6 +3,7 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -17,6 +18,7 @@ struct Library {
   decltype(&cublasLtMatmulDescCreate) describe;
   decltype(&cublasLtMatmulDescSetAttribute) set;
   decltype(&cublasLtMatrixLayoutCreate) layout;
+  decltype(&cublasLtMatrixLayoutSetAttribute) set_layout;
   decltype(&cublasLtMatmulPreferenceCreate) preference;
   decltype(&cublasLtMatmulPreferenceSetAttribute) prefer;
   cublasLtHandle_t handle = nullptr;
@@ -35,6 +37,7 @@ struct Library {
     find(describe, "cublasLtMatmulDescCreate");
     find(set, "cublasLtMatmulDescSetAttribute");
     find(layout, "cublasLtMatrixLayoutCreate");
+    find(set_layout, "cublasLtMatrixLayoutSetAttribute");
     find(preference, "cublasLtMatmulPreferenceCreate");
     find(prefer, "cublasLtMatmulPreferenceSetAttribute");
     good = good && create(&handle) == CUBLAS_STATUS_SUCCESS;
@@ -53,7 +56,13 @@ enum Epilogue { NONE, BIAS, GELU };
 struct Product {
   int64_t m, n, k;
   int transpose_a, transpose_b, wide, epilogue;
-  auto key() const { return std::tie(m, n, k, transpose_a, transpose_b, wide, epilogue); }
+  // How many products of these sizes; columns of a, b and d lie `lead` apart, their matrices and biases `step`.
+  int count = 1;
+  std::array<int64_t, 3> lead = {transpose_a ? k : m, transpose_b ? n : k, m};
+  std::array<int64_t, 4> step = {};
+  auto key() const {
+    return std::tie(m, n, k, transpose_a, transpose_b, wide, epilogue, count, lead, step);
+  }
   bool operator<(const Product& other) const { return key() < other.key(); }
 };
 
@@ -79,12 +88,19 @@ cublasStatus_t prepare(const Library& lib, const Product& p, size_t workspace, P
     set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &some, sizeof some);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p.m, sizeof p.m);
   }
-  const auto layout = [&](cublasLtMatrixLayout_t& l, cudaDataType type, int64_t rows, int64_t columns) {
-    if (status == CUBLAS_STATUS_SUCCESS) status = lib.layout(&l, type, rows, columns, rows);
+  if (p.count > 1 && p.epilogue == BIAS)
+    set(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &p.step[3], sizeof p.step[3]);
+  const auto layout = [&](cublasLtMatrixLayout_t& l, cudaDataType type, int64_t rows, int64_t columns, int which) {
+    if (status == CUBLAS_STATUS_SUCCESS) status = lib.layout(&l, type, rows, columns, p.lead[which]);
+    if (p.count == 1) return;
+    if (status == CUBLAS_STATUS_SUCCESS)
+      status = lib.set_layout(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &p.count, sizeof p.count);
+    if (status == CUBLAS_STATUS_SUCCESS)
+      status = lib.set_layout(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &p.step[which], sizeof p.step[which]);
   };
-  layout(plan.a, CUDA_R_16BF, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k);
-  layout(plan.b, CUDA_R_16BF, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n);
-  layout(plan.d, out, p.m, p.n);
+  layout(plan.a, CUDA_R_16BF, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, 0);
+  layout(plan.b, CUDA_R_16BF, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, 1);
+  layout(plan.d, out, p.m, p.n, 2);
   cublasLtMatmulPreference_t preference;
   if (status == CUBLAS_STATUS_SUCCESS) status = lib.preference(&preference);
   if (status == CUBLAS_STATUS_SUCCESS)
@@ -98,20 +114,14 @@ cublasStatus_t prepare(const Library& lib, const Product& p, size_t workspace, P
   return status;
 }
 
-}  // namespace
-
-// d [m, n] = op(a) op(b) of column-major bf16 matrices without gaps, summed in fp32; d is fp32 where wide, else bf16.
-// epilogue 1 adds bias (bf16 [m]) to every column; 2 does that, writes the sum to aux (bf16 [m, n]) and its GELU to d.
 // Returns 0, a cublas status, or -1 where there is no cublasLt.
-extern "C" int lcf_product(const void* a, const void* b, void* d, int64_t m, int64_t n, int64_t k, int transpose_a,
-                           int transpose_b, int wide, int epilogue, const void* bias, void* aux, void* workspace,
-                           int64_t workspace_bytes, void* stream) {
+int run(const Product& product, const void* a, const void* b, void* d, const void* bias, void* aux, void* workspace,
+        int64_t workspace_bytes, void* stream) {
   static Library lib;
   static std::map<Product, Plan> plans;
   static std::mutex lock;
   if (!lib.good) return -1;
   const std::lock_guard<std::mutex> guard(lock);
-  const Product product = {m, n, k, transpose_a, transpose_b, wide, epilogue};
   auto found = plans.find(product);
   if (found == plans.end()) {
     Plan plan;
@@ -120,9 +130,50 @@ extern "C" int lcf_product(const void* a, const void* b, void* d, int64_t m, int
     found = plans.emplace(product, plan).first;
   }
   Plan& plan = found->second;
-  if (epilogue != NONE) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
-  if (epilogue == GELU) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux);
+  if (product.epilogue != NONE) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+  if (product.epilogue == GELU) lib.set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux);
   const float one = 1, zero = 0;
   return lib.matmul(lib.handle, plan.desc, &one, a, plan.a, b, plan.b, &zero, d, plan.d, d, plan.d, &plan.algo, workspace,
                     static_cast<size_t>(workspace_bytes), static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace
+
+// d [m, n] = op(a) op(b) of column-major bf16 matrices without gaps, summed in fp32; d is fp32 where wide, else bf16.
+// epilogue 1 adds bias (bf16 [m]) to every column; 2 does that, writes the sum to aux (bf16 [m, n]) and its GELU to d.
+// Returns as `run`.
+extern "C" int lcf_product(const void* a, const void* b, void* d, int64_t m, int64_t n, int64_t k, int transpose_a,
+                           int transpose_b, int wide, int epilogue, const void* bias, void* aux, void* workspace,
+                           int64_t workspace_bytes, void* stream) {
+  return run({m, n, k, transpose_a, transpose_b, wide, epilogue}, a, b, d, bias, aux, workspace, workspace_bytes, stream);
+}
+
+// Many products of one size; see Product. bias may be null.
+struct Products {
+  const void *a, *b, *bias;
+  void *d, *workspace;
+  int64_t m, n, k, lead[3], step[4], workspace_bytes;
+  int count, transpose_a, transpose_b, wide;
+};
+
+extern "C" int lcf_products(const Products* p, void* stream) {
+  Product product = {p->m, p->n, p->k, p->transpose_a, p->transpose_b, p->wide, p->bias ? BIAS : NONE, p->count};
+  for (int i = 0; i < 3; i++) product.lead[i] = p->lead[i];
+  for (int i = 0; i < 4; i++) product.step[i] = p->step[i];
+  const auto from = [&](const void* a, const void* b, void* d, const void* bias) {
+    return run(product, a, b, d, bias, nullptr, p->workspace, p->workspace_bytes, stream);
+  };
+  const int status = from(p->a, p->b, p->d, p->bias);
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED || p->count == 1) return status;
+  // cublasLt has no such batch: one by one.
+  const auto at = [](const void* base, int64_t numbers, int bytes) {
+    return base ? static_cast<const char*>(base) + numbers * bytes : nullptr;
+  };
+  product.count = 1;
+  for (int i = 0; i < p->count; i++) {
+    const int one = from(at(p->a, i * p->step[0], 2), at(p->b, i * p->step[1], 2),
+                         const_cast<char*>(at(p->d, i * p->step[2], p->wide ? 4 : 2)), at(p->bias, i * p->step[3], 2));
+    if (one) return one;
+  }
+  return 0;
 }

@@ -5,8 +5,10 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <algorithm>
 #include <exception>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -29,7 +31,8 @@ int guarded(F f) {
 
 // A graph, and the events that tell when its replays of even and odd number have ended.
 struct Graph {
-  at::cuda::CUDAGraph graph;
+  // Kept, so that it can be looked at.
+  at::cuda::CUDAGraph graph{true};
   cudaEvent_t ended[2] = {nullptr, nullptr};
   bool started[2] = {false, false};
   int next = 0;
@@ -58,7 +61,25 @@ extern "C" int lcf_graph_begin(Graph** graph) {
 }
 
 extern "C" int lcf_graph_end(Graph* graph) {
-  return guarded([&] { graph->graph.capture_end(); });
+  return guarded([&] {
+    graph->graph.capture_end();
+    graph->graph.instantiate();
+  });
+}
+
+// How many kernels a replay starts.
+extern "C" int lcf_graph_kernels(Graph* graph, int64_t* kernels) {
+  return guarded([&] {
+    size_t count = 0;
+    check(cudaGraphGetNodes(graph->graph.raw_cuda_graph(), nullptr, &count));
+    std::vector<cudaGraphNode_t> nodes(count);
+    check(cudaGraphGetNodes(graph->graph.raw_cuda_graph(), nodes.data(), &count));
+    *kernels = std::count_if(nodes.begin(), nodes.end(), [](cudaGraphNode_t node) {
+      cudaGraphNodeType type;
+      check(cudaGraphNodeGetType(node, &type));
+      return type == cudaGraphNodeTypeKernel;
+    });
+  });
 }
 
 // Starts a replay, and waits for the one before the last: the device always has one waiting, the host is never further

@@ -1,4 +1,4 @@
-// The gradient of GELU with the sums that become the bias gradient, and sums over the rows of many matrices at once.
+// The gradient of GELU with the sums that become the bias gradient.
 #include <cuda_runtime.h>
 
 #include "mma.cuh"
@@ -42,23 +42,6 @@ __global__ void gelu_backward(bf16* d, const bf16* pre, float* sums, long rows, 
   for (int i = 0; i < 8; i++) sums[static_cast<long>(blockIdx.x) * columns + column + i] = sum[i];
 }
 
-// out[matrix * stride + column] = sum over rows of in[matrix][row][column]: 32 columns a block, always in the same order.
-constexpr int LINES = 16;
-
-__global__ void column_sums(const float* in, float* out, int rows, int columns, long stride) {
-  __shared__ float parts[LINES][33];
-  const int column = blockIdx.x * 32 + threadIdx.x;
-  const float* from = in + static_cast<long>(blockIdx.y) * rows * columns;
-  float sum = 0;
-  if (column < columns)
-    for (int row = threadIdx.y; row < rows; row += LINES) sum += from[static_cast<long>(row) * columns + column];
-  parts[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return;
-  for (int line = 1; line < LINES; line++) sum += parts[line][threadIdx.x];
-  out[blockIdx.y * stride + column] = sum;
-}
-
 }  // namespace
 
 // columns must be a multiple of 8; sums is [blocks, columns].
@@ -66,12 +49,5 @@ extern "C" int lcf_gelu_backward(void* d, const void* pre, float* sums, int bloc
   const int threads = 64;
   gelu_backward<<<dim3(blocks, (columns / 8 + threads - 1) / threads), threads, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<bf16*>(d), static_cast<const bf16*>(pre), sums, rows, columns);
-  return cudaGetLastError();
-}
-
-extern "C" int lcf_column_sums(const float* in, float* out, int matrices, int rows, int columns, long stride,
-                               void* stream) {
-  column_sums<<<dim3((columns + 31) / 32, matrices), dim3(32, LINES), 0, static_cast<cudaStream_t>(stream)>>>(
-      in, out, rows, columns, stride);
   return cudaGetLastError();
 }

@@ -60,6 +60,7 @@ struct Draw {
   bf16* patches;           // [b + K, N, C p p]
   float* target;           // [b, N, p p C]
   bf16* frequencies;       // [b + K, 256]
+  bool* ends;              // [K of this rank] whether the slot has an anchor
   float threshold, positive;
   float logit_mean, logit_std;  // of a logit-normal t; 0: t is uniform
   int batch, samples, slots, rank, ranks;  // B, b, K, r, R
@@ -118,7 +119,10 @@ __global__ void draw_order(Draw d) {
       before_all[1] += min(static_cast<int>(blockDim.x), d.batch - start) - lows_here;
     }
   }
-  for (int i = threadIdx.x; i < d.slots; i += blockDim.x) d.t[d.samples + i] = d.positive;
+  for (int i = threadIdx.x; i < d.slots; i += blockDim.x) {
+    d.t[d.samples + i] = d.positive;
+    d.ends[i] = i * d.ranks + d.rank < *d.low;
+  }
 }
 
 // Two normal numbers, elements e and e + half of the row, as Box and Muller make them from 64 bits.
@@ -130,8 +134,19 @@ __device__ inline float2 normal(uint64_t row, int e) {
   return make_float2(radius * cosf(angle), radius * sinf(angle));
 }
 
-// One block a sample: image, noise, x_t and the velocity, as patches.
+// The sinusoidal embedding of 1000 t: 128 cosines, then 128 sines.
+__device__ inline void frequencies(float t, bf16* out) {
+  for (int k = threadIdx.x; k < 128; k += blockDim.x) {
+    const float omega = expf(k * static_cast<float>(-9.210340371976184 / 128)), angle = t * 1000.0f * omega;
+    out[k] = __float2bfloat16(cosf(angle));
+    out[128 + k] = __float2bfloat16(sinf(angle));
+  }
+}
+
+// One block a sample: embedding of its time, image, noise, x_t and the velocity, as patches. Slots have the first alone.
 __global__ void draw_samples(Draw d) {
+  frequencies(d.t[blockIdx.x], d.frequencies + blockIdx.x * 256);
+  if (static_cast<int>(blockIdx.x) >= d.samples) return;
   const int row = blockIdx.x, p = d.patch, side = d.side, grid = side / p, len = d.channels * side * side;
   const int patch_len = d.channels * p * p, half = (len + 1) / 2;
   const int64_t id = d.id[row];
@@ -157,14 +172,6 @@ __global__ void draw_samples(Draw d) {
     put(e, eps.x);
     if (e + half < len) put(e + half, eps.y);
   }
-}
-
-// The sinusoidal embedding of 1000 t: 128 cosines, then 128 sines.
-__global__ void draw_frequencies(const float* t, bf16* out) {
-  const int row = blockIdx.x, k = threadIdx.x;
-  const float omega = expf(k * static_cast<float>(-9.210340371976184 / 128)), angle = t[row] * 1000.0f * omega;
-  out[row * 256 + k] = __float2bfloat16(cosf(angle));
-  out[row * 256 + 128 + k] = __float2bfloat16(sinf(angle));
 }
 
 // ---- loss ----
@@ -241,16 +248,19 @@ __global__ void finish(Finish f) {
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL, sum, offset);
   if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
   __shared__ float flow[BINS], samples[BINS];
-  if (threadIdx.x < BINS) {
+  for (int bin = threadIdx.x / WARP; bin < BINS; bin += blockDim.x / WARP) {
     float error = 0, count = 0;
-    for (int i = 0; i < f.batch; i++) {
-      const int bin = min(max(static_cast<int>(floorf(f.t[i] * BINS)), 0), BINS - 1);
-      if (f.t[i] < f.threshold || bin != static_cast<int>(threadIdx.x)) continue;
-      error += f.error[i];
+    for (int i = threadIdx.x % WARP; i < f.batch; i += WARP) {
+      const float t = f.t[i], e = f.error[i];
+      if (t < f.threshold || bin != min(max(static_cast<int>(floorf(t * BINS)), 0), BINS - 1)) continue;
+      error += e;
       count += 1;
     }
-    flow[threadIdx.x] = error;
-    samples[threadIdx.x] = count;
+    for (int offset = 16; offset > 0; offset /= 2) {
+      error += __shfl_xor_sync(ALL, error, offset);
+      count += __shfl_xor_sync(ALL, count, offset);
+    }
+    if (threadIdx.x % WARP == 0) flow[bin] = error, samples[bin] = count;
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -346,8 +356,7 @@ extern "C" int lcf_use_device(int device) { return cudaSetDevice(device); }
 extern "C" int lcf_draw(const Draw* d, void* stream) {
   const cudaStream_t s = static_cast<cudaStream_t>(stream);
   draw_order<<<1, 256, 0, s>>>(*d);
-  draw_samples<<<d->samples, 256, 0, s>>>(*d);
-  draw_frequencies<<<d->samples + d->slots, 128, 0, s>>>(d->t, d->frequencies);
+  draw_samples<<<d->samples + d->slots, 256, 0, s>>>(*d);
   return cudaGetLastError();
 }
 
