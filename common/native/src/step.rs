@@ -411,6 +411,7 @@ mod tests {
             noise: 2,
             flip: Some(3),
             threshold: 0.3,
+            logit_normal: None,
             positive: 0.25,
             batch: 10,
             slots: 5,
