@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-/// Number types of the matrix products. Parameters, norms, the residual stream and losses are fp32 in both.
+/// Number types of the matrix products. Parameters, norms, the residual stream (less its last bits in fused passes) and
+/// losses are fp32 in both.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

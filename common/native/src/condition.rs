@@ -1,7 +1,7 @@
 //! What a DiT computes for a sample rather than for a token, and sums over tokens and samples, on CUDA. Each operation
 //! checks what it is given and panics when that does not fit.
 
-use crate::ops::{WORKSPACE, bf16, check, data, fp32, matrix, stream, workspace};
+use crate::ops::{Stream, WORKSPACE, bf16, check, data, fp32, matrix, stream, workspace};
 use std::{
     ffi::{c_int, c_long, c_void},
     ptr::{null, null_mut},
@@ -9,7 +9,7 @@ use std::{
 use tch::{Kind, Tensor};
 
 /// Most chunks of tokens whose sums [`modulation_sums`] adds.
-const MOST_CHUNKS: i64 = 4;
+const MOST_CHUNKS: i64 = 8;
 /// Most jobs of [`column_sums`].
 const MOST_COLUMNS: usize = 8;
 /// Shares of the rows that [`row_shares`] sums over.
@@ -72,7 +72,7 @@ struct RawRows {
 struct RawLeave {
     x: *mut c_void,
     y: *mut c_void,
-    normal: *mut c_void,
+    low: *mut c_void,
     ends: *const c_void,
     mean: *mut c_void,
     slots: c_int,
@@ -107,9 +107,8 @@ unsafe extern "C" {
     fn lcf_column_sums(columns: *const RawColumns, count: c_int, stream: *mut c_void) -> c_int;
     fn lcf_row_shares(rows: *const RawRows, shares: c_int, stream: *mut c_void) -> c_int;
     fn lcf_add_positions(
-        h: *const c_void,
-        positions: *const c_void,
         x: *mut c_void,
+        positions: *const c_void,
         samples: c_int,
         numbers: c_int,
         stream: *mut c_void,
@@ -327,38 +326,35 @@ pub fn row_shares(matrices: [&Tensor; 2]) -> [Tensor; 2] {
     outs
 }
 
-/// The stream, fp32 `[A, N, D]`, of embedded patches `[A, N, D]` and positions, fp32 `[1, N, D]`.
-pub fn add_positions(patches: &Tensor, positions: &Tensor) -> Tensor {
-    let (samples, tokens, width) = patches.size3().expect("patches are [A, N, D]");
+/// Adds positions, fp32 `[1, N, D]`, to embedded patches, bf16 `[A, N, D]`, in place.
+pub fn add_positions(x: &Tensor, positions: &Tensor) {
+    let (samples, tokens, width) = x.size3().expect("patches are [A, N, D]");
     assert!(width % 4 == 0 && samples <= 65_535, "{samples} samples of {width}");
-    let x = Tensor::empty([samples, tokens, width], (Kind::Float, patches.device()));
     // SAFETY: sizes are checked.
     let code = unsafe {
         lcf_add_positions(
-            bf16(patches, samples * tokens * width),
+            bf16(x, samples * tokens * width),
             fp32(positions, tokens * width),
-            x.data_ptr(),
             samples as c_int,
             (tokens * width) as c_int,
-            stream(patches),
+            stream(x),
         )
     };
     check("positions", code);
-    x
 }
 
-/// Means over tokens of x, fp32 `[A, N, D]` to `[A, 1, D]`, where `mean`; then zeros into x and, `[A, N, D]`, y and normal
-/// for the samples that `ends`, bool `[K]`, says of the first K.
-pub fn mean_and_leave([x, y, normal]: [&Tensor; 3], mean: bool, ends: Option<&Tensor>) -> Option<Tensor> {
-    let (samples, tokens, width) = x.size3().expect("a stream is [A, N, D]");
+/// Means over tokens of `x.high`, `[A, N, D]` to fp32 `[A, 1, D]`, where `mean`; then zeros into x and y, `[A, N, D]`, for
+/// the samples that `ends`, bool `[K]`, says of the first K.
+pub fn mean_and_leave(x: &Stream, y: &Tensor, mean: bool, ends: Option<&Tensor>) -> Option<Tensor> {
+    let (samples, tokens, width) = x.high.size3().expect("a stream is [A, N, D]");
     let slots = ends.map_or(0, |ends| ends.size()[0]);
     assert!(width % 128 == 0 && slots <= samples, "{slots} of {samples} samples of {width}");
     let len = samples * tokens * width;
-    let out = mean.then(|| Tensor::empty([samples, 1, width], (Kind::Float, x.device())));
+    let out = mean.then(|| Tensor::empty([samples, 1, width], (Kind::Float, y.device())));
     let raw = RawLeave {
-        x: fp32(x, len),
+        x: bf16(&x.high, len),
         y: bf16(y, len),
-        normal: bf16(normal, len),
+        low: x.low.as_ref().map_or(null_mut(), |low| data(low, Kind::Int8, len)),
         ends: ends.map_or(null(), |ends| data(ends, Kind::Bool, slots).cast_const()),
         mean: out.as_ref().map_or(null_mut(), Tensor::data_ptr),
         slots: slots as c_int,
@@ -366,7 +362,7 @@ pub fn mean_and_leave([x, y, normal]: [&Tensor; 3], mean: bool, ends: Option<&Te
         width: width as c_int,
     };
     // SAFETY: sizes are checked.
-    check("means over tokens", unsafe { lcf_mean_and_leave(&raw, samples as c_int, stream(x)) });
+    check("means over tokens", unsafe { lcf_mean_and_leave(&raw, samples as c_int, stream(y)) });
     out
 }
 
@@ -506,20 +502,23 @@ mod tests {
     #[test]
     fn positions_means_and_leaving() {
         for (samples, tokens, d) in [(275, 256, 384), (3, 9, 128)] {
-            let (h, positions) = (random_bf16(&[samples, tokens, d]), random(&[1, tokens, d]));
-            let x = add_positions(&h, &positions);
-            near("positions", &x, &(wide(&h) + wide(&positions)), FP32);
-            let (y, normal) = (random_bf16(&[samples, tokens, d]), random_bf16(&[samples, tokens, d]));
+            let size = [samples, tokens, d];
+            let (x, positions) = (random_bf16(&size), random(&[1, tokens, d]));
+            let expected = wide(&x) + wide(&positions);
+            add_positions(&x, &positions);
+            near("positions", &x, &expected, BF16);
+            let low = Tensor::randint(256, &size, FLOAT).to_kind(Kind::Int8);
+            let (x, y) = (Stream { high: x, low: Some(low) }, random_bf16(&size));
             let ends = Tensor::from_slice(&[true, false, true]).to_device(DEVICE);
-            let before = [x.copy(), y.copy(), normal.copy()];
-            let mean = mean_and_leave([&x, &y, &normal], true, Some(&ends)).unwrap();
+            let all = [&x.high, x.low.as_ref().unwrap(), &y];
+            let before = all.map(Tensor::copy);
+            let mean = mean_and_leave(&x, &y, true, Some(&ends)).unwrap();
             near("mean", &mean, &wide(&before[0]).mean_dim(1, true, Kind::Double), FP32);
-            for (found, before) in [&x, &y, &normal].into_iter().zip(&before) {
-                let expected = before.copy();
+            for (found, expected) in all.into_iter().zip(&before) {
                 let _ = expected.narrow(0, 0, 3).masked_fill_(&ends.view([3, 1, 1]), 0.0);
-                assert_eq!(*found, expected);
+                assert_eq!(found, expected);
             }
-            assert!(mean_and_leave([&x, &y, &normal], false, None).is_none());
+            assert!(mean_and_leave(&x, &y, false, None).is_none());
         }
     }
 }

@@ -60,17 +60,18 @@ unsafe extern "C" {
     ) -> c_int;
     fn lcf_norm_forward(
         x: *const c_void,
+        x_low: *const c_void,
         gate: *const c_void,
         h: *const c_void,
         shift: *const c_void,
         scale: *const c_void,
         stride: c_long,
         x_out: *mut c_void,
+        x_out_low: *mut c_void,
         y: *mut c_void,
-        normal: *mut c_void,
-        rstd: *mut c_void,
+        stats: *mut c_void,
         tokens: c_int,
-        rows: c_long,
+        rows: c_int,
         width: c_int,
         eps: c_float,
         stream: *mut c_void,
@@ -81,8 +82,8 @@ unsafe extern "C" {
         direct_sample: c_long,
         direct_token: c_long,
         dy: *const c_void,
-        normal: *const c_void,
-        rstd: *const c_void,
+        x: *const c_void,
+        stats: *const c_void,
         scale: *const c_void,
         gate: *const c_void,
         h: *const c_void,
@@ -309,7 +310,7 @@ impl Modulation<'_> {
         let row = |t: &Tensor| {
             assert_eq!((t.kind(), t.stride()), (Kind::BFloat16, vec![stride, 1]), "rows of a modulation");
             assert!(t.device().is_cuda() && t.size()[0] >= b && t.size()[1] == d, "a modulation of {:?}", t.size());
-            assert!(stride % 4 == 0 && (t.data_ptr() as usize).is_multiple_of(8), "rows that are not aligned");
+            assert!(stride % 8 == 0 && (t.data_ptr() as usize).is_multiple_of(16), "rows that are not aligned");
             t.data_ptr().cast_const()
         };
         let (gate, h) = self.branch.map_or((null(), null()), |(gate, h)| (row(gate), bf16(h, b * n * d).cast_const()));
@@ -317,47 +318,64 @@ impl Modulation<'_> {
     }
 }
 
+/// A residual stream, `[B, N, D]`.
+#[derive(Debug)]
+pub struct Stream {
+    /// Rounded to bf16.
+    pub high: Tensor,
+    /// What that lacks, in 1/256 of its last place, int8; nothing where there is none. With it an update rounds to 16
+    /// significant bits.
+    pub low: Option<Tensor>,
+}
+
 /// What [`norm`] gives.
 #[derive(Debug)]
 pub struct Normed {
-    /// The stream after the update, fp32 `[B, N, D]`.
-    pub x: Tensor,
+    /// The stream after the update.
+    pub x: Stream,
     /// norm(x) (1 + scale) + shift, `[B, N, D]`.
     pub y: Tensor,
-    /// To go back, where asked for: norm(x), `[B, N, D]`, and 1 / standard deviation, fp32 `[B, N]`.
-    pub kept: Option<(Tensor, Tensor)>,
+    /// To go back, with `x.high`: mean and 1 / standard deviation, fp32 `[B, N, 2]`.
+    pub stats: Tensor,
 }
 
-/// x' = x + gate branch, and its modulated norm: x fp32 `[B, N, D]`.
-pub fn norm(x: &Tensor, by: &Modulation, keep: bool) -> Normed {
-    let (b, n, d) = x.size3().expect("a stream is [B, N, D]");
+/// x' = x + gate branch, and its modulated norm. `fine`: whether the new stream has a `low`; without a branch it is the old.
+pub fn norm(x: &Stream, by: &Modulation, fine: bool) -> Normed {
+    let (b, n, d) = x.high.size3().expect("a stream is [B, N, D]");
     let ([shift, scale, gate, h], stride) = by.parts(b, n, d);
-    let x_out = if by.branch.is_some() { x.empty_like() } else { x.shallow_clone() };
-    let y = with_columns(x, d, Kind::BFloat16);
-    let kept = keep.then(|| (y.empty_like(), Tensor::empty([b, n], (Kind::Float, x.device()))));
-    let (normal, rstd) = kept.as_ref().map_or((null_mut(), null_mut()), |(n, r)| (n.data_ptr(), r.data_ptr()));
+    let int8 = (Kind::Int8, x.high.device());
+    let out = Stream {
+        high: if by.branch.is_some() { x.high.empty_like() } else { x.high.shallow_clone() },
+        low: match by.branch {
+            Some(_) => fine.then(|| Tensor::empty([b, n, d], int8)),
+            None => x.low.as_ref().map(Tensor::shallow_clone),
+        },
+    };
+    let y = x.high.empty_like();
+    let stats = Tensor::empty([b, n, 2], (Kind::Float, y.device()));
     // SAFETY: sizes are checked; the new tensors have the sizes of x.
     let code = unsafe {
         lcf_norm_forward(
-            fp32(x, b * n * d),
+            bf16(&x.high, b * n * d),
+            x.low.as_ref().map_or(null_mut(), |t| data(t, Kind::Int8, b * n * d)),
             gate,
             h,
             shift,
             scale,
             stride,
-            if gate.is_null() { null_mut() } else { x_out.data_ptr() },
+            out.high.data_ptr(),
+            out.low.as_ref().map_or(null_mut(), Tensor::data_ptr),
             y.data_ptr(),
-            normal,
-            rstd,
+            stats.data_ptr(),
             n as c_int,
-            b * n,
+            (b * n) as c_int,
             d as c_int,
             EPS,
-            stream(x),
+            stream(&y),
         )
     };
     check("norm", code);
-    Normed { x: x_out, y, kept }
+    Normed { x: out, y, stats }
 }
 
 /// Gradients that arrive at a [`norm`].
@@ -384,10 +402,10 @@ pub struct Sums<'a> {
     pub branch: Option<&'a Tensor>,
 }
 
-/// Gradients of x and of the branch, `[B, N, D]`, of the first B samples of a norm.
+/// Gradients of x and of the branch, `[B, N, D]`, of the first B samples of a norm that gave `x.high` and `stats`.
 pub fn norm_backward(
     arriving: &Arriving,
-    (normal, rstd): (&Tensor, &Tensor),
+    (high, stats): (&Tensor, &Tensor),
     by: &Modulation,
     sums: &Sums,
 ) -> (Tensor, Option<Tensor>) {
@@ -416,8 +434,8 @@ pub fn norm_backward(
             direct_sample,
             direct_token,
             bf16(arriving.dy, len),
-            bf16(normal, len),
-            fp32(rstd, b * n),
+            bf16(high, len),
+            fp32(stats, 2 * b * n),
             scale,
             gate,
             h,
@@ -459,3 +477,6 @@ pub fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
     };
     check("gelu backward", code);
 }
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod norm_tests;

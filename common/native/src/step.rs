@@ -416,6 +416,7 @@ mod tests {
             noise: 2,
             flip: Some(3),
             threshold: 0.3,
+            logit_normal: None,
             positive: 0.25,
             logit_normal: None,
             batch: 10,

@@ -122,7 +122,7 @@ struct Modulations {
 };
 
 // 64 columns a block, four a thread.
-constexpr int MODULATION_COLUMNS = 64, MODULATION_LINES = 32, MOST_CHUNKS = 4;
+constexpr int MODULATION_COLUMNS = 64, MODULATION_LINES = 32, MOST_CHUNKS = 8;
 
 __global__ void __launch_bounds__(MODULATION_COLUMNS / 4 * MODULATION_LINES) modulation_sums(Modulations m) {
   __shared__ float lines[MODULATION_LINES][MODULATION_COLUMNS];
@@ -264,16 +264,17 @@ __global__ void __launch_bounds__(SHARE_THREADS) row_shares(Rows first, Rows sec
 // ---- tokens ----
 
 // The stream of fp32 from patches embedded in bf16 and positions, which all samples share: four numbers a thread.
-__global__ void add_positions(const uint2* h, const float4* positions, float4* x, int quads) {
+__global__ void add_positions(uint2* x, const float4* positions, int quads) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= quads) return;
   const long at = static_cast<long>(blockIdx.y) * quads + i;
-  x[at] = load4(reinterpret_cast<const bf16*>(h + at)) + positions[i];
+  const float4 sum = load4(reinterpret_cast<const bf16*>(x + at)) + positions[i];
+  x[at] = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
 }
 
 struct Leave {
-  float* x;             // [A, N, D]
-  bf16 *y, *normal;     // likewise
+  bf16 *x, *y;          // [A, N, D]
+  int8_t* low;          // likewise; may be null
   const bool* ends;     // of the first `slots` samples, which of them become zero; may be null
   float* mean;          // of x before that, [A, D]; may be null
   int slots, tokens, width;
@@ -305,9 +306,9 @@ __global__ void __launch_bounds__(LEAVE_WARPS* WARP) mean_and_leave(Leave l) {
   // A thread wipes what it has read itself.
   for (int token = warp; token < l.tokens; token += LEAVE_WARPS) {
     const long at = first + static_cast<long>(token) * l.width;
-    *reinterpret_cast<float4*>(l.x + at) = make_float4(0, 0, 0, 0);
+    *reinterpret_cast<uint2*>(l.x + at) = make_uint2(0, 0);
     *reinterpret_cast<uint2*>(l.y + at) = make_uint2(0, 0);
-    *reinterpret_cast<uint2*>(l.normal + at) = make_uint2(0, 0);
+    if (l.low) *reinterpret_cast<uint32_t*>(l.low + at) = 0;
   }
 }
 
@@ -357,11 +358,11 @@ extern "C" int lcf_row_shares(const Rows* rows, int shares, void* stream) {
   return cudaGetLastError();
 }
 
-// h [samples, numbers], numbers a multiple of 4.
-extern "C" int lcf_add_positions(const void* h, const float* positions, float* x, int samples, int numbers, void* stream) {
+// x [samples, numbers], numbers a multiple of 4.
+extern "C" int lcf_add_positions(void* x, const float* positions, int samples, int numbers, void* stream) {
   const int quads = numbers / 4;
   add_positions<<<dim3((quads + 255) / 256, samples), 256, 0, on(stream)>>>(
-      static_cast<const uint2*>(h), reinterpret_cast<const float4*>(positions), reinterpret_cast<float4*>(x), quads);
+      static_cast<uint2*>(x), reinterpret_cast<const float4*>(positions), quads);
   return cudaGetLastError();
 }
 
