@@ -72,14 +72,15 @@ struct Product {
 
 // Which of cublasLt's proposals, best first by its own estimate, to take. A rule and not a measurement, so that all runs
 // take the same. Where a matrix is narrow, moving numbers is much of the work, and on Hopper tiles of 128 x 128 leave room
-// for two on a multiprocessor, one to multiply while the other writes. Products of a block of width 384 (65,536 rows, less
-// the two around GELU), in us: H200 856, first proposals 912, fastest 854; H100 950, 955 and 943. Of width 768 the first
-// ones are as good.
+// for two on a multiprocessor, one to multiply while the other writes. Products of a block of width 384, batch 256, less the
+// two around GELU, in us: H200 856, first proposals 912, fastest 854; H100 950, 955 and 943. Of width 768 the first ones
+// are as good.
 int choose(const Library& lib, const Product& p, const cublasLtMatmulHeuristicResult_t* proposals, int found) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  const bool narrow = !p.wide && std::min(p.m, p.k) < 512;
+  const int64_t width = std::min(p.m, p.k);
+  const bool narrow = !p.wide && width >= 128 && width < 512;
   for (int i = 0; i < found && major == 9 && narrow; i++) {
     cublasLtMatmulTile_t tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
     lib.config(&proposals[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, nullptr);
