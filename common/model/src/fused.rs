@@ -17,8 +17,6 @@ use tch::{Device, Kind, Tensor};
 const FINE: bool = true;
 /// Thread blocks that keep an H100 busy with the norms' backward pass.
 const BLOCKS: i64 = 128;
-/// Shares of the rows over which the bias gradient of the hidden layer is summed first.
-const GELU_PARTS: i64 = 1056;
 
 /// Weight `[out, in]` and bias of a layer, and where they start in the flat buffer.
 #[derive(Debug)]
@@ -273,7 +271,7 @@ impl Fused {
         let ada_sums = sums(&[chunks, depth + 1, samples, 6 * d]);
         let branch_sums = sums(&[depth, 2, samples * chunks, d]);
         let qkv_sums = sums(&[depth, samples, 3 * d]);
-        let z_sums = Tensor::empty([depth, GELU_PARTS, self.config.mlp], float);
+        let z_sums = Tensor::empty([depth, ops::gelu_parts(d, self.config.mlp), self.config.mlp], float);
         // Of site 2 i, before the attention of block i, and 2 i + 1, before its MLP.
         let at = |site: usize, rows: i64, dx: Option<&Tensor>, dy: &Tensor, stream: &(Tensor, Tensor)| {
             let (block, half) = ((site / 2) as i64, (site % 2) as i64);
@@ -318,8 +316,7 @@ impl Fused {
         for (i, (block, own)) in self.blocks.iter().zip(&kept.blocks).enumerate().rev() {
             let branch = dh.expect("a block ends with a branch");
             weight(&block.fc2, &branch, &own.hidden);
-            let dz = ops::input_gradient(&branch, &block.fc2.weight);
-            ops::gelu_backward(&dz, &own.z, &z_sums.select(0, i as i64));
+            let dz = ops::gelu_input_gradient(&branch, &block.fc2.weight, &own.z, &z_sums.select(0, i as i64));
             weight(&block.fc1, &dz, &own.y[1]);
             let dy = ops::input_gradient(&dz, &block.fc1.weight);
             let (middle, branch) = at(2 * i + 1, rows, Some(&dx), &dy, &own.stream[1]);

@@ -15,6 +15,8 @@ const EPS: f32 = 1e-6;
 pub const HEAD: i64 = 64;
 /// Most tokens that the attention takes.
 pub const MAX_TOKENS: i64 = 256;
+/// Shares of the rows that [`gelu_backward`] sums apart, where it is up to us.
+const GELU_PARTS: i64 = 1056;
 /// What cublasLt may use to split sums.
 pub(crate) const WORKSPACE: i64 = 32 << 20;
 
@@ -108,6 +110,29 @@ unsafe extern "C" {
         sums: *mut c_void,
         blocks: c_int,
         rows: c_long,
+        columns: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_mlp_parts(k: c_int, columns: c_int) -> c_int;
+    fn lcf_mlp_forward(
+        y: *const c_void,
+        weight: *const c_void,
+        bias: *const c_void,
+        z: *mut c_void,
+        out: *mut c_void,
+        rows: c_int,
+        k: c_int,
+        columns: c_int,
+        stream: *mut c_void,
+    ) -> c_int;
+    fn lcf_mlp_backward(
+        dh: *const c_void,
+        weight: *const c_void,
+        z: *const c_void,
+        dz: *mut c_void,
+        sums: *mut c_void,
+        rows: c_int,
+        k: c_int,
         columns: c_int,
         stream: *mut c_void,
     ) -> c_int;
@@ -212,12 +237,36 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     out
 }
 
-/// (z, GELU(z)) of z = x W^T + b, GELU by tanh.
+/// (z, GELU(z)) of z = x W^T + b, GELU by tanh: of the fp32 sum, not of the z that is rounded.
 pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
     let ((rows, k), (n, _)) = (matrix(x), matrix(weight));
     let (z, out) = (with_columns(x, n, Kind::BFloat16), with_columns(x, n, Kind::BFloat16));
-    product(weight, x, &out, [n, rows, k], [true, false], &Epilogue::Gelu(bias, &z));
+    if mlp_parts(k, n) == 0 {
+        product(weight, x, &out, [n, rows, k], [true, false], &Epilogue::Gelu(bias, &z));
+        return (z, out);
+    }
+    // SAFETY: sizes are checked.
+    let code = unsafe {
+        lcf_mlp_forward(
+            bf16(x, rows * k),
+            bf16(weight, n * k),
+            bf16(bias, n),
+            bf16(&z, rows * n),
+            bf16(&out, rows * n),
+            rows as c_int,
+            k as c_int,
+            n as c_int,
+            stream(x),
+        )
+    };
+    check("linear layer with GELU", code);
     (z, out)
+}
+
+/// Rows of sums that this device's own kernel for the MLP makes, 0 where it has none for these sizes.
+fn mlp_parts(k: i64, columns: i64) -> i64 {
+    // SAFETY: no pointers.
+    i64::from(unsafe { lcf_mlp_parts(k as c_int, columns as c_int) })
 }
 
 /// Gradient of the input of a linear layer: dy W, dy `[.., N]` and weight `[N, K]` to `[.., K]`.
@@ -459,8 +508,45 @@ pub fn norm_backward(
     (dx, dh)
 }
 
+/// Rows of the sums that [`gelu_input_gradient`] makes.
+pub fn gelu_parts(width: i64, hidden: i64) -> i64 {
+    match mlp_parts(width, hidden) {
+        0 => GELU_PARTS,
+        parts => parts,
+    }
+}
+
+/// (dy W) gelu'(z), dy `[.., N]`, weight `[N, K]` and z `[.., K]` to `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets
+/// its sums over shares of the rows.
+pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tensor) -> Tensor {
+    let ((rows, n), (_, k)) = (matrix(dy), matrix(weight));
+    assert_eq!(matrix(sums), (gelu_parts(n, k), k), "sums of a gradient");
+    if mlp_parts(n, k) == 0 {
+        let dz = input_gradient(dy, weight);
+        gelu_backward(&dz, z, sums);
+        return dz;
+    }
+    let dz = with_columns(dy, k, Kind::BFloat16);
+    // SAFETY: sizes are checked.
+    let code = unsafe {
+        lcf_mlp_backward(
+            bf16(dy, rows * n),
+            bf16(weight, n * k),
+            bf16(z, rows * k),
+            bf16(&dz, rows * k),
+            fp32(sums, sums.numel() as i64),
+            rows as c_int,
+            n as c_int,
+            k as c_int,
+            stream(dy),
+        )
+    };
+    check("gradient through GELU", code);
+    dz
+}
+
 /// d *= gelu'(z) in place, both `[.., F]`; `sums`, fp32 `[parts, F]`, gets the sums over `parts` shares of the rows.
-pub fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
+fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
     let ((rows, columns), (parts, _)) = (matrix(d), matrix(sums));
     assert!(columns % 8 == 0, "{columns} columns");
     // SAFETY: sizes are checked.
@@ -480,3 +566,56 @@ pub fn gelu_backward(d: &Tensor, z: &Tensor, sums: &Tensor) {
 
 #[cfg(all(test, feature = "cuda-tests"))]
 mod norm_tests;
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod tests {
+    //! Run on a GPU machine with `--features cuda-tests`. The truth is what libtorch makes of the same numbers in fp64.
+
+    use super::*;
+
+    const DEVICE: Device = Device::Cuda(0);
+
+    fn random(size: &[i64], scale: f64) -> Tensor {
+        (Tensor::randn(size, (Kind::Float, DEVICE)) * scale).to_kind(Kind::BFloat16)
+    }
+
+    fn difference(found: &Tensor, truth: &Tensor) -> f64 {
+        let norm = |t: Tensor| t.square().sum(Kind::Double).sqrt().double_value(&[]);
+        norm(found.to_kind(Kind::Double) - truth) / norm(truth.copy())
+    }
+
+    /// Both ways of computing: sizes of the kernels for Hopper, with rows that fill no tile, and others. What the results
+    /// are written to held NaN before, so that nothing may be left out.
+    #[test]
+    fn the_mlp_with_gelu_is_what_libtorch_computes() {
+        crate::open_cuda().unwrap();
+        for (rows, width, hidden) in
+            [(16384 + 37, 384, 1536), (3, 384, 1536), (1000, 384, 3072), (300, 768, 3072), (77, 128, 264)]
+        {
+            let poison = || drop(Tensor::full([3, rows, hidden], f64::NAN, (Kind::BFloat16, DEVICE)));
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            let (x, bias) = (random(&[rows, width], 1.0), random(&[hidden], 0.5));
+            let weight = random(&[hidden, width], 1.0 / (width as f64).sqrt());
+            poison();
+            let (z, out) = linear_gelu(&x, &weight, &bias);
+            let sum = double(&x).matmul(&double(&weight).transpose(0, 1)) + double(&bias);
+            let found = [difference(&z, &sum), difference(&out, &sum.gelu("tanh"))];
+            eprintln!("{rows} x {width} x {hidden}: z and gelu {found:?}");
+            assert!(found.iter().all(|&error| error < 3e-3), "{rows} x {width} x {hidden}: {found:?}");
+
+            let weight = weight.transpose(0, 1).contiguous();
+            let sums = Tensor::full([gelu_parts(width, hidden), hidden], f64::NAN, (Kind::Float, DEVICE));
+            poison();
+            let dz = gelu_input_gradient(&x, &weight, &z, &sums);
+            let leaf = double(&z).set_requires_grad(true);
+            let arriving = double(&x).matmul(&double(&weight));
+            let truth =
+                Tensor::run_backward(&[(leaf.gelu("tanh") * arriving).sum(Kind::Double)], &[leaf], false, false);
+            let sum = sums.sum_dim_intlist(0, false, Kind::Double);
+            let found =
+                [difference(&dz, &truth[0]), difference(&sum, &truth[0].sum_dim_intlist(0, false, Kind::Double))];
+            eprintln!("{rows} x {width} x {hidden}: gradient and its sums {found:?}");
+            assert!(found.iter().all(|&error| error < 3e-3), "{rows} x {width} x {hidden}: {found:?}");
+        }
+    }
+}

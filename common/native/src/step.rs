@@ -418,7 +418,6 @@ mod tests {
             threshold: 0.3,
             logit_normal: None,
             positive: 0.25,
-            logit_normal: None,
             batch: 10,
             slots: 5,
             ranks: 1,

@@ -1,21 +1,12 @@
 // The gradient of GELU with the sums that become the bias gradient.
 #include <cuda_runtime.h>
 
+#include "gelu.cuh"
 #include "mma.cuh"
 
 namespace {
 
 using namespace lcf;
-
-// GELU by tanh, and its derivative: u = sqrt(2 / pi) (x + 0.044715 x^3), gelu = x (1 + tanh u) / 2.
-__device__ inline float gelu_slope(float x) {
-  constexpr float A = 0.7978845608028654f, B = 0.044715f;
-  const float square = x * x;
-  float t;
-  // Error below 2^-10.9: a quarter of what the result is rounded by.
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(A * x * (1.0f + B * square)));
-  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * (A * (1.0f + 3.0f * B * square));
-}
 
 // d *= gelu'(pre) in place, eight columns a thread; sums[block][column] of the result over the rows of the block.
 __global__ void gelu_backward(bf16* d, const bf16* pre, float* sums, long rows, int columns) {

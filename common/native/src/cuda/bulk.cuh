@@ -1,0 +1,72 @@
+// Hopper's copies of tiles by one thread, and the barriers in shared memory on which they and the threads meet (PTX ISA,
+// "cp.async.bulk.tensor" and "mbarrier"). The n-th time that a barrier completes, from 0 on, has parity n % 2.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace lcf {
+
+__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes barriers that this thread has just initialised known to bulk copies.
+__device__ inline void barriers_publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ inline void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and has the barrier wait for so many bytes too.
+__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ inline void barrier_wait(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// The tile at (row, column) of the matrix that `map` describes, zeros where there is none; counts its bytes at `barrier`.
+__device__ inline void copy_tile(uint32_t to, const CUtensorMap& map, int row, int column, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                   to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+
+// The same tile into the L2 cache only.
+__device__ inline void prefetch_tile(const CUtensorMap& map, int row, int column) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
+}
+
+// Likewise so many bytes in a row, a multiple of 16.
+__device__ inline void prefetch(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// Describes a contiguous matrix of bf16 in tiles of `tile_rows` x 64, which lie in shared memory as row_address says. The
+// driver's function is looked up when first needed, so that a machine without a driver can start the program.
+inline cudaError_t describe_tiles(CUtensorMap& map, const void* matrix, uint64_t rows, uint64_t columns, uint32_t tile_rows) {
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  if (!encode) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {columns, rows}, strides[1] = {columns * 2};
+  const cuuint32_t box[2] = {64, tile_rows}, steps[2] = {1, 1};
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), sizes, strides, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace lcf
