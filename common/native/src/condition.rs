@@ -507,7 +507,7 @@ mod tests {
             let expected = wide(&x) + wide(&positions);
             add_positions(&x, &positions);
             near("positions", &x, &expected, BF16);
-            let low = Tensor::randint(256, &size, FLOAT).to_kind(Kind::Int8);
+            let low = Tensor::randint(256, size, FLOAT).to_kind(Kind::Int8);
             let (x, y) = (Stream { high: x, low: Some(low) }, random_bf16(&size));
             let ends = Tensor::from_slice(&[true, false, true]).to_device(DEVICE);
             let all = [&x.high, x.low.as_ref().unwrap(), &y];
