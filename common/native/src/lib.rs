@@ -59,8 +59,8 @@ pub fn has_kernels() -> bool {
 pub enum Engine {
     /// Plain libtorch operations and its automatic differentiation.
     Reference,
-    /// The kernels where they take the model (CUDA, bf16, heads of 64, at most 256 tokens, a width of 128 times 1, 2, 3,
-    /// 4, 6 or 8), else the reference.
+    /// The kernels where they take the model (CUDA, bf16, heads of 64, at most 256 tokens except on Hopper, a width of 128
+    /// times 1, 2, 3, 4, 6 or 8), else the reference.
     Fused,
 }
 

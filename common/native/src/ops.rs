@@ -13,8 +13,6 @@ use tch::{Device, Kind, Tensor};
 const EPS: f32 = 1e-6;
 /// Width of an attention head.
 pub const HEAD: i64 = 64;
-/// Most tokens that the attention takes.
-pub const MAX_TOKENS: i64 = 256;
 /// Shares of the rows that [`gelu_backward`] sums apart, where it is up to us.
 const GELU_PARTS: i64 = 1056;
 /// What cublasLt may use to split sums.
@@ -39,6 +37,8 @@ unsafe extern "C" {
         workspace_bytes: i64,
         stream: *mut c_void,
     ) -> c_int;
+    fn lcf_attention_takes(device: c_int, tokens: c_int) -> c_int;
+    fn lcf_attention_partial(tokens: c_int, heads: c_int, samples: c_int) -> c_long;
     fn lcf_attention_forward(
         qkv: *const c_void,
         out: *mut c_void,
@@ -55,6 +55,7 @@ unsafe extern "C" {
         lse: *const c_void,
         dqkv: *mut c_void,
         bias: *mut c_void,
+        partial: *mut c_void,
         tokens: c_int,
         heads: c_int,
         samples: c_int,
@@ -284,11 +285,18 @@ pub fn weight_gradient(dy: &Tensor, x: &Tensor, out: &Tensor) {
     product(x, dy, out, [k, n, rows], [false, true], &Epilogue::None);
 }
 
+/// Whether the attention takes so many tokens on a CUDA device: at most 256, but any number on Hopper.
+pub fn attention_takes(tokens: i64, device: Device) -> bool {
+    let (Device::Cuda(index), Ok(tokens @ 1..)) = (device, c_int::try_from(tokens)) else { return false };
+    // SAFETY: no pointers.
+    crate::has_kernels() && unsafe { lcf_attention_takes(index as c_int, tokens) == 1 }
+}
+
 /// Attention of every head: qkv `[B, N, 3, H, 64]` to out `[B, N, H 64]` and, to go back, the logarithms (base 2) of the
 /// softmax's denominators, fp32 `[B, H, N]`.
 pub fn attention(qkv: &Tensor, heads: i64) -> (Tensor, Tensor) {
     let (b, n, _) = qkv.size3().expect("qkv is [B, N, 3 H 64]");
-    assert!((1..=MAX_TOKENS).contains(&n), "{n} tokens");
+    assert!(attention_takes(n, qkv.device()), "{n} tokens");
     let out = with_columns(qkv, heads * HEAD, Kind::BFloat16);
     let lse = Tensor::empty([b, heads, n], (Kind::Float, qkv.device()));
     let len = b * n * heads * HEAD;
@@ -319,9 +327,12 @@ pub fn attention_backward(
     sums: &Tensor,
 ) -> Tensor {
     let (b, n, width) = dout.size3().expect("dout is [B, N, H 64]");
-    assert!((1..=MAX_TOKENS).contains(&n) && width == heads * HEAD, "{n} tokens of {width}");
+    assert!(attention_takes(n, dout.device()) && width == heads * HEAD, "{n} tokens of {width}");
     let dqkv = with_columns(dout, 3 * width, Kind::BFloat16);
     let len = b * n * width;
+    // SAFETY: no pointers.
+    let partial = unsafe { lcf_attention_partial(n as c_int, heads as c_int, b as c_int) };
+    let partial = Tensor::empty([partial], (Kind::Float, dout.device()));
     // SAFETY: sizes are checked.
     let code = unsafe {
         lcf_attention_backward(
@@ -331,6 +342,7 @@ pub fn attention_backward(
             fp32(lse, b * heads * n),
             bf16(&dqkv, 3 * len),
             fp32(sums, 3 * b * width),
+            partial.data_ptr(),
             n as c_int,
             heads as c_int,
             b as c_int,
@@ -619,3 +631,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod attention_tests;

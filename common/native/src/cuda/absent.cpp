@@ -3,7 +3,9 @@
   extern "C" int NAME() { return -1; }
 ABSENT(lcf_product)
 ABSENT(lcf_products)
+ABSENT(lcf_attention_takes)
 ABSENT(lcf_attention_forward)
+ABSENT(lcf_attention_partial)
 ABSENT(lcf_attention_backward)
 ABSENT(lcf_norm_forward)
 ABSENT(lcf_norm_backward)

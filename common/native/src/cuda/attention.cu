@@ -1,5 +1,5 @@
-// Attention over at most 256 tokens with heads of 64, forward and backward, on the packed output of the qkv layer. No
-// libtorch here: pointers, sizes and a stream.
+// Attention over at most 256 tokens with heads of 64, forward and backward, on the packed output of the qkv layer; on
+// Hopper attention90.cu has what is longer than 128. No libtorch here: pointers, sizes and a stream.
 //
 //   qkv   bf16 [samples, tokens, 3, heads, 64]    out  bf16 [samples, tokens, heads, 64]
 //   lse   fp32 [samples, heads, tokens]: log2 of the sum over keys of 2^score, a score being q k / 8 * log2(e)
@@ -11,6 +11,13 @@
 namespace {
 
 using namespace lcf;
+
+// Sums fragments over the eight rows that lanes with the same column hold.
+__device__ inline float over_rows(float value) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) value += __shfl_xor_sync(ALL, value, offset);
+  return value;
+}
 
 // ---- forward: one block a (128 queries, head, sample), 32 queries a warp ----
 
@@ -136,7 +143,7 @@ __global__ void __launch_bounds__(FORWARD_WARPS* WARP, 3)
 
 // ---- backward: persistent blocks, a (sample, head) at a time, 32 keys a warp, queries in blocks of 64 ----
 
-constexpr int MAX_WARPS = MAX_TOKENS / 32;
+constexpr int MAX_WARPS = MAX_SHORT / 32;
 
 __global__ void __launch_bounds__(MAX_WARPS* WARP, 1) attention_backward(Gradient g) {
   extern __shared__ __align__(128) char shared[];
@@ -378,24 +385,37 @@ __global__ void __launch_bounds__(MAX_WARPS* WARP, 1) attention_backward(Gradien
   copies_wait<0>();
 }
 
-// Whether this device computes by attention90.cu, and how many processors it has.
-bool is_hopper(int* processors) {
-  int device = 0, major = 0, minor = 0;
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  cudaDeviceGetAttribute(&value, which, device);
+  return value;
+}
+
+// Whether a device can run attention90.cu, whose machine code is for this one generation: later cards have PTX alone.
+bool is_hopper(int device) {
+  return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+         attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
+}
+
+// Whether the current device computes so many tokens by attention90.cu, and how many processors it has.
+bool by_hopper(int tokens, int* processors) {
+  int device = 0;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  *processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  return tokens > MAX_SHORT / 2 && is_hopper(device);
 }
 
 }  // namespace
 
+// Whether a device computes the attention over so many tokens.
+extern "C" int lcf_attention_takes(int device, int tokens) { return tokens <= MAX_SHORT || is_hopper(device); }
+
 extern "C" int lcf_attention_forward(const void* qkv, void* out, float* lse, int tokens, int heads, int samples,
                                      void* stream) {
   int processors = 0;
-  if (is_hopper(&processors) && tokens > MAX_TOKENS / 2)
+  if (by_hopper(tokens, &processors))
     return attention_forward_hopper(static_cast<const bf16*>(qkv), static_cast<bf16*>(out), lse, tokens, heads, samples,
-                                    static_cast<cudaStream_t>(stream));
+                                    processors, static_cast<cudaStream_t>(stream));
   const int bytes = 2 * ((tokens + 31) / 32 * 32) * 128;
   cudaFuncSetAttribute(attention_forward, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   attention_forward<<<dim3((tokens + QUERIES - 1) / QUERIES, heads, samples), FORWARD_WARPS * WARP, bytes,
@@ -404,12 +424,20 @@ extern "C" int lcf_attention_forward(const void* qkv, void* out, float* lse, int
   return cudaGetLastError();
 }
 
-extern "C" int lcf_attention_backward(const void* qkv, const void* out, const void* dout, const float* lse, void* dqkv,
-                                      float* bias, int tokens, int heads, int samples, void* stream) {
-  const Gradient g = {static_cast<const bf16*>(qkv), static_cast<const bf16*>(out), static_cast<const bf16*>(dout), lse,
-                      static_cast<bf16*>(dqkv), bias, tokens, heads, samples};
+// Numbers that the backward pass needs for sums of dQ.
+extern "C" long lcf_attention_partial(int tokens, int heads, int samples) {
   int processors = 0;
-  if (is_hopper(&processors) && tokens > MAX_TOKENS / 2)
+  if (tokens <= MAX_SHORT || !by_hopper(tokens, &processors)) return 0;
+  const long blocks = (tokens + BLOCK - 1) / BLOCK;
+  return min(samples * heads, processors) * blocks * BLOCK * HEAD;
+}
+
+extern "C" int lcf_attention_backward(const void* qkv, const void* out, const void* dout, const float* lse, void* dqkv,
+                                      float* bias, float* partial, int tokens, int heads, int samples, void* stream) {
+  const Gradient g = {static_cast<const bf16*>(qkv), static_cast<const bf16*>(out), static_cast<const bf16*>(dout), lse,
+                      static_cast<bf16*>(dqkv), bias, partial, tokens, heads, samples};
+  int processors = 0;
+  if (by_hopper(tokens, &processors))
     return attention_backward_hopper(g, processors, static_cast<cudaStream_t>(stream));
   const int warps = (tokens + BLOCK - 1) / BLOCK * 2, padded = warps * 32;
   const int bytes = 4 * padded * 128 + 2 * 2 * BLOCK * 128 + (2 * BLOCK + 3 * warps * HEAD) * 4;

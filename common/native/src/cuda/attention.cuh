@@ -7,7 +7,7 @@
 namespace lcf {
 
 constexpr int HEAD = 64;
-constexpr int MAX_TOKENS = 256;
+constexpr int MAX_SHORT = 256;   // tokens of which all dQ of a head is in registers at once
 constexpr int BLOCK = 64;        // queries that the backward pass takes at a time
 constexpr float SCALE = 0.125f;  // 64^-1/2
 constexpr float LOG2E = 1.4426950408889634f;
@@ -25,7 +25,8 @@ struct Gradient {
   const bf16 *qkv, *out, *dout;
   const float* lse;
   bf16* dqkv;
-  float* bias;  // [samples, 3, heads, 64]: sums over tokens
+  float* bias;     // [samples, 3, heads, 64]: sums over tokens
+  float* partial;  // for more than MAX_SHORT tokens: sums of dQ, 64 x 64 numbers a block of queries and processor
   int tokens, heads, samples;
 };
 
@@ -50,31 +51,8 @@ struct Head {
   }
 };
 
-// Sums fragments over the eight rows that lanes with the same column hold.
-__device__ inline float over_rows(float value) {
-#pragma unroll
-  for (int offset = 4; offset < 32; offset *= 2) value += __shfl_xor_sync(ALL, value, offset);
-  return value;
-}
-
-// A warp writes rows of CHUNKS times 16 bytes, which lie in shared memory at `row` and following from `chunk` on, to
-// memory: 16 rows, those below `tokens` (with WHOLE all), of which the first is `token`. Whole rows at once, as memory likes it.
-template <int CHUNKS, bool WHOLE>
-__device__ inline void write_rows(uint32_t from, int row, int chunk, bf16* to, long stride, int token, int tokens) {
-  constexpr int ROWS = WARP / CHUNKS;
-  const int lane = threadIdx.x % WARP, own = lane / CHUNKS;
-  bf16* at = to + (token + own) * stride + lane % CHUNKS * 8;
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 16; i += ROWS) {
-    const uint4 v = load16_shared(row_address(from, row + own + i, chunk + lane % CHUNKS));
-    if (WHOLE || token + own + i < tokens) *reinterpret_cast<uint4*>(at + i * stride) = v;
-  }
-  __syncwarp();
-}
-
-// For 129 to 256 tokens on Hopper.
-int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens, int heads, int samples,
+// For more than MAX_SHORT / 2 tokens on Hopper.
+int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens, int heads, int samples, int processors,
                              cudaStream_t stream);
 int attention_backward_hopper(const Gradient& g, int processors, cudaStream_t stream);
 
