@@ -46,11 +46,6 @@ __device__ inline void prefetch_tile(const CUtensorMap& map, int row, int column
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
 }
 
-// Likewise so many bytes in a row, a multiple of 16.
-__device__ inline void prefetch(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // Describes a contiguous matrix of bf16 in tiles of `tile_rows` x 64, which lie in shared memory as row_address says. The
 // driver's function is looked up when first needed, so that a machine without a driver can start the program.
 inline cudaError_t describe_tiles(CUtensorMap& map, const void* matrix, uint64_t rows, uint64_t columns, uint32_t tile_rows) {

@@ -7,7 +7,6 @@
 // other writes what it has. So the weight is read once, the rows once from memory and F / N times from the L2 cache, and
 // nothing but them goes through shared memory: the columns of the weight tile are permuted such that a thread ends up with
 // eight that follow each other, 16 bytes, which it reads and writes directly.
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "bulk.cuh"
@@ -23,8 +22,7 @@ constexpr int PIECE = ROWS * 128;         // bytes of 64 x 64 numbers
 constexpr int GROUPS = 2, GROUP = 128;    // of threads that multiply
 constexpr int THREADS = GROUPS * GROUP + GROUP;
 constexpr int STAGES = 4;                 // pieces in the ring
-constexpr int Z_AHEAD = 0;                // tiles that z is asked for before it is read, 0 for not
-constexpr bool LATE = false;              // whether slopes are computed after the products rather than meanwhile
+constexpr int Z_AHEAD = 2;                // tiles that z is asked for before it is read
 constexpr int PAIR = 2;                   // 32 columns written at once
 
 // Columns of the weight tile that a block keeps, such that it fills shared memory.
@@ -109,17 +107,6 @@ __device__ inline void store16(bf16* to, const float (&v)[8], bool valid) {
                : "memory");
 }
 
-// Of a pair of bf16, the slopes of GELU as a pair of fp16, which is four times as exact as what their products are rounded
-// to. Volatile: to be done here.
-__device__ inline uint32_t slope_pair(uint32_t pair) {
-  const float2 x = unpack(pair);
-  uint32_t slopes;
-  asm volatile("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(slopes) : "f"(gelu_slope(x.y)), "f"(gelu_slope(x.x)));
-  return slopes;
-}
-
-__device__ inline float2 unpack_half(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
-
 // The sum of v[lane / 4] over the eight lanes that share lane % 4.
 __device__ inline float scatter_sums(const float (&v)[8], int lane) {
   float four[4], two[2];
@@ -170,18 +157,19 @@ __device__ inline void bring_rows(const CUtensorMap& map, const Mlp& m, const Sh
       }
       if (piece == mine) mine += s.parts;
     }
-    if constexpr (BACKWARD && Z_AHEAD > 0) {
+    if constexpr (BACKWARD) {
       const int first = (tile + Z_AHEAD * s.step) * ROWS;
       for (int row = first + lane; row < min(first + ROWS, m.rows); row += WARP)
-        prefetch(m.z + static_cast<long>(row) * m.columns + s.part * N, N * 2);
+#pragma unroll
+        for (int c = 0; c < N; c += 64)
+          asm volatile("prefetch.global.L2 [%0];" ::"l"(m.z + static_cast<long>(row) * m.columns + s.part * N + c));
     }
   }
 }
 
 template <int K, int N, bool BACKWARD>
 __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
-  // Of the N / 4 pairs of z that a thread has, those whose slopes it computes at each piece.
-  constexpr int PIECES = K / 64, PANEL = N * 128, MEANWHILE = N / 4 / (PIECES - 2);
+  constexpr int PIECES = K / 64, PANEL = N * 128;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = warp / 4;
   if constexpr (BACKWARD)
     load_transposed_rows<K, N>(s.weights, m.weight + s.part * N, m.columns, threadIdx.x);
@@ -198,13 +186,13 @@ __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
     const int row = tile * ROWS + warp % 4 * 16 + lane / 4;
     const bool valid[2] = {row < m.rows, row + 8 < m.rows};
     const long at = static_cast<long>(row) * m.columns + column, half_on = 8L * m.columns;
-    // z of a row and of the row 8 further on, 16 bytes of every 32 columns; then gelu'(z) as pairs of fp16.
-    uint32_t slopes[N / 4];
+    // z of a row and of the row 8 further on, 16 bytes of every 32 columns.
+    uint32_t pairs[N / 4];
     if constexpr (BACKWARD)
 #pragma unroll
       for (int i = 0; i < N / 16; i++) {
         const uint4 z = load16(m.z + at + i % 2 * half_on + i / 2 * 32, valid[i % 2]);
-        slopes[4 * i] = z.x, slopes[4 * i + 1] = z.y, slopes[4 * i + 2] = z.z, slopes[4 * i + 3] = z.w;
+        pairs[4 * i] = z.x, pairs[4 * i + 1] = z.y, pairs[4 * i + 2] = z.z, pairs[4 * i + 3] = z.w;
       }
 
     float sum[N / 2];
@@ -220,14 +208,6 @@ __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
         product<BACKWARD>(sum, ring_tile + (stage * PIECE + k * ALONG) / 16,
                           weight_tile + (piece * PANEL + k * (BACKWARD ? ACROSS : ALONG)) / 16, piece + k > 0);
       products_commit();
-      // What needs no products is done while they run, but not before the other group has had its turn.
-      if constexpr (BACKWARD && !LATE)
-        if (0 < piece && piece < PIECES - 1)
-#pragma unroll
-          for (int n = 0; n < MEANWHILE; n++) {
-            const int i = (piece - 1) * MEANWHILE + n;
-            slopes[i] = slope_pair(slopes[i]);
-          }
       if (piece > 0) {
         products_wait<1>();
         if (lane == 0) barrier_arrive(s.emptied + (count - 1) % STAGES * 8);
@@ -236,9 +216,6 @@ __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
     if (lane == 0) barrier_arrive(s.begun + turn * 8);
     // Nothing depends on this wait, but the compiler moves no arithmetic past it, in between the products.
     barrier_wait(s.begun + turn * 8, index / GROUPS & 1);
-    if constexpr (BACKWARD && !LATE)
-#pragma unroll
-      for (int i = (PIECES - 2) * MEANWHILE; i < N / 4; i++) slopes[i] = slope_pair(slopes[i]);
     products_wait<0>();
     keep(sum);
     if (lane == 0) barrier_arrive(s.emptied + (index * PIECES + PIECES - 1) % STAGES * 8);
@@ -261,11 +238,9 @@ __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
           for (int j = 0; j < 4; j++) {
             const float* s = &sum[(4 * g + j) * 4 + half * 2];
             if constexpr (BACKWARD) {
-              const uint32_t both = slopes[(2 * g + half) * 4 + j];
-              const float2 z = unpack(both);
-              const float2 by = LATE ? make_float2(gelu_slope(z.x), gelu_slope(z.y)) : unpack_half(both);
-              v[p][2 * j] = s[0] * by.x;
-              v[p][2 * j + 1] = s[1] * by.y;
+              const float2 z = unpack(pairs[(2 * g + half) * 4 + j]);
+              v[p][2 * j] = s[0] * gelu_slope(z.x);
+              v[p][2 * j + 1] = s[1] * gelu_slope(z.y);
             } else {
               const float2 b = unpack(add[j]);
               v[p][2 * j] = s[0] + b.x;
