@@ -1,7 +1,7 @@
 //! `lcf-fid compare`: all metrics of any two sets of images.
 
 use crate::{
-    config::{K, MANY, MOST_NEIGHBOURS, Resize, Split},
+    config::{K, MANY, MOST_NEIGHBOURS, Precision, Resize, Split},
     distances::Nearest,
     images::Images,
     inception::{ComputeArgs, DIM},
@@ -49,6 +49,9 @@ pub struct CompareArgs {
     /// Scaling to 299x299
     #[arg(long, default_value = "tf1")]
     pub resize: Resize,
+    /// Number types of the network, on any device: fp16 is several times as fast on CUDA (docs/metrics.md)
+    #[arg(long, default_value = "fp32")]
+    pub precision: Precision,
     /// Write both matrices of features, "real" and "fake", to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub features_out: Option<PathBuf>,
@@ -99,6 +102,8 @@ pub struct Comparison {
     pub nearest: Nearness,
     /// Scaling to 299x299.
     pub resize: Resize,
+    /// Number types of the network.
+    pub feature_precision: Precision,
 }
 
 /// Distances of features to the nearest real image.
@@ -134,7 +139,7 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
     let fake = open(&args.fake, args.fake_split, args.num)?;
     check_parent("--features-out", args.features_out.as_deref())?;
     check_parent("--neighbours-out", args.neighbours_out.as_deref())?;
-    let network = args.compute.open(args.resize)?;
+    let network = args.compute.open(args.resize, args.precision)?;
     let of_real = network.features(&real, "real")?;
     let of_fake = network.features(&fake, "fake")?;
     if let Some(path) = &args.features_out {
@@ -164,6 +169,7 @@ pub fn run(args: &CompareArgs) -> Result<Comparison> {
         real: Side::of(&args.real, &real),
         fake: Side::of(&args.fake, &fake),
         resize: args.resize,
+        feature_precision: args.precision,
     })
 }
 
@@ -219,9 +225,9 @@ impl Side {
 
 /// The result as people read it.
 pub fn summary(result: &Comparison) -> String {
-    let Comparison { metrics, real, fake, resize, nearest, warnings } = result;
+    let Comparison { metrics, real, fake, resize, feature_precision, nearest, warnings } = result;
     let mark = if metrics.rank_deficient { format!("{}: ", text::MARK) } else { String::new() };
-    let sides = format!("{} vs {}, resize {}", fake.text(), real.text(), resize.name());
+    let sides = format!("{} vs {}, resize {}{}", fake.text(), real.text(), resize.name(), feature_precision.note());
     let mut out = format!("FID {:.4}  ({mark}{sides})\n{}\n", metrics.fid, text::beside_fid(metrics));
     let Nearness { fake, real, authenticity } = nearest;
     out += &format!(

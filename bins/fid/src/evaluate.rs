@@ -16,7 +16,6 @@ use crate::{
     subset::{self, Purpose},
 };
 use anyhow::Result;
-use lcf_model::device;
 use lcf_store::{
     Artifact, Error,
     cli::StageArgs,
@@ -134,7 +133,7 @@ struct Judged<'a> {
 impl Build<'_> {
     fn run(&self, mut work: Work, sampled: Vec<Sampled>, compute: &ComputeArgs) -> Result<Artifact> {
         let Self { args, config, data } = *self;
-        let mut network = Lazy::new(compute, config.resize);
+        let mut network = Lazy::new(compute, config);
         let headline = Reference::open(args, config, data, &mut network)?;
         link_reference(args, &headline.artifact, reference::STAGE)?;
         let other = reference::of_other_half(config, &data.json(dataset::META)?)
@@ -146,8 +145,7 @@ impl Build<'_> {
         let network = network.get()?;
         let features = self.features(&sampled, network, &work)?;
         let settings = Settings { kid: config.kid, k: config.k, device: network.device() };
-        // The fastest of several algorithms is looked for on CUDA, and may be another one the next time.
-        device::record(work.provenance(), settings.device, false);
+        network.record(work.provenance());
         let headline = Half::of(&headline, &settings)?;
         let other = other.as_ref().map(|other| Half::of(other, &settings)).transpose()?;
         let report = self.report(&sampled, &features, (&headline, other.as_ref()), &settings, &work)?;
@@ -201,6 +199,7 @@ impl Build<'_> {
             dataset: real.dataset.clone(),
             split: real.split,
             resize: real.resize,
+            feature_precision: real.feature_precision,
             rank_deficient: metrics.rank_deficient,
             warnings: self.warnings(sampled, &set, headline, &metrics),
             floor: floor(headline, n, settings)?,

@@ -3,7 +3,7 @@
 //!
 //! Images are uint8; features are those of the Inception network of Heusel et al. (2017), `[N, 2048]` fp32 (D = 2048);
 //! statistics are fp64. The order of things: [`images`] reads, [`resize`] scales to 299x299, [`inception`] maps to
-//! features, [`stats`] takes mean and covariance, [`frechet`] and [`kid`] the distances, [`distances`] those between
+//! features (in fp16 by [`network`]), [`stats`] takes mean and covariance, [`frechet`] and [`kid`] the distances, [`distances`] those between
 //! single points, of which [`metrics`] makes precision and recall and [`memorisation`] says what is near. [`evaluate`] is
 //! the stage, [`reference`] the artifact of the real images' statistics, [`report`], [`text`] and [`neighbours`] what it says,
 //! [`compare`] the subcommand for any two sets.
@@ -22,6 +22,7 @@ pub mod kid;
 pub mod memorisation;
 pub mod metrics;
 pub mod neighbours;
+pub mod network;
 pub mod npz;
 pub mod numpy_random;
 pub mod picture;

@@ -1,14 +1,13 @@
 //! The reference artifact: features and moments of a dataset's images, computed once and read by every run.
 
 use crate::{
-    config::{Config, Resize, Split},
+    config::{Config, Precision, Resize, Split},
     images::Images,
     inception::{ComputeArgs, DIM, Inception, SHA256},
     stats::Moments,
     subset::{self, Purpose},
 };
 use anyhow::Result;
-use lcf_model::device;
 use lcf_store::{
     Artifact, Error,
     cli::StageArgs,
@@ -43,6 +42,9 @@ pub struct Meta {
     pub seed: u64,
     /// Scaling to 299x299.
     pub resize: Resize,
+    /// Number types of the network.
+    #[serde(default, skip_serializing_if = "Precision::is_fp32")]
+    pub feature_precision: Precision,
     /// SHA-256 of the network.
     pub weights: String,
 }
@@ -53,6 +55,8 @@ struct Key {
     resize: Resize,
     split: Split,
     reference: Option<usize>,
+    #[serde(skip_serializing_if = "Precision::is_fp32")]
+    precision: Precision,
 }
 
 /// An opened reference artifact.
@@ -124,7 +128,8 @@ impl Reference {
 }
 
 fn plan(config: &Config, data: &str) -> Plan {
-    let key = Key { resize: config.resize, split: config.split, reference: config.reference };
+    let Config { resize, split, reference, precision, .. } = *config;
+    let key = Key { resize, split, reference, precision };
     Plan::new(STAGE, VERSION, &key).input("data", data).input("weights", SHA256)
 }
 
@@ -140,14 +145,14 @@ pub fn find(args: &StageArgs, config: &Config, data: &str) -> Option<Artifact> {
 #[derive(Debug)]
 pub struct Lazy<'a> {
     args: &'a ComputeArgs,
-    resize: Resize,
+    config: &'a Config,
     network: Option<Inception>,
 }
 
 impl<'a> Lazy<'a> {
     /// Nothing loaded yet.
-    pub fn new(args: &'a ComputeArgs, resize: Resize) -> Self {
-        Self { args, resize, network: None }
+    pub fn new(args: &'a ComputeArgs, config: &'a Config) -> Self {
+        Self { args, config, network: None }
     }
 
     /// The network.
@@ -156,15 +161,14 @@ impl<'a> Lazy<'a> {
     /// As [`ComputeArgs::open`].
     pub fn get(&mut self) -> Result<&Inception> {
         if self.network.is_none() {
-            self.network = Some(self.args.open(self.resize)?);
+            self.network = Some(self.args.open(self.config.resize, self.config.precision)?);
         }
         Ok(self.network.as_ref().expect("loaded just now"))
     }
 }
 
 fn build(mut work: Work, dataset: Dataset, config: &Config, network: &Inception) -> Result<Artifact> {
-    // The fastest of several algorithms is looked for on CUDA, and may be another one the next time.
-    device::record(work.provenance(), network.device(), false);
+    network.record(work.provenance());
     let (images, meta) = choose(dataset, config)?;
     let features = network.features(&images, &format!("{} {}", meta.dataset, meta.split.name()))?;
     Moments::of(&features, DIM, network.device())?.write(work.dir())?;
@@ -196,6 +200,9 @@ fn choose(dataset: Dataset, config: &Config) -> Result<(Images, Meta)> {
         images.select(&subset::balanced(&labels, n, SEED, Purpose::Reference));
     }
     images.at_least_two()?;
-    let (n, resize) = (images.len(), config.resize);
-    Ok((images, Meta { dataset: name, split, n, of, seed: SEED, resize, weights: SHA256.to_owned() }))
+    let (n, &Config { resize, precision: feature_precision, .. }) = (images.len(), config);
+    Ok((
+        images,
+        Meta { dataset: name, split, n, of, seed: SEED, resize, feature_precision, weights: SHA256.to_owned() },
+    ))
 }

@@ -1,7 +1,7 @@
 //! `fid.json`, and how people read it.
 
 use crate::{
-    config::{Resize, Split},
+    config::{Precision, Resize, Split},
     kid::Kid,
     metrics::Metrics,
     neighbours::Memorisation,
@@ -30,6 +30,9 @@ pub struct Report {
     pub split: Split,
     /// Scaling to 299x299.
     pub resize: Resize,
+    /// Number types of the network.
+    #[serde(default, skip_serializing_if = "Precision::is_fp32")]
+    pub feature_precision: Precision,
     /// Whether either side has too few images for a covariance of full rank.
     pub rank_deficient: bool,
     /// What a reader of these numbers has to know before quoting them.

@@ -1,7 +1,7 @@
 //! Scaling images to the network's input. Bilinear in fp32, without antialiasing, in the two readings in use.
 
 use crate::config::Resize;
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 /// Scales `images`, float `[B, C, H, W]`, to `[B, C, side, side]`.
 ///
@@ -39,15 +39,27 @@ impl Taps {
     }
 }
 
+/// `x` on `device`, without waiting for what that device has been given before.
+///
+/// # Errors
+/// libtorch's, like being out of memory.
+pub fn upload(x: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    match device {
+        Device::Cpu => Ok(x.shallow_clone()),
+        // A copy from memory that the system may move would wait.
+        _ => x.f_internal_pin_memory(device)?.f_to_device_(device, x.f_kind()?, true, false),
+    }
+}
+
 /// `low + (high - low) * fraction` along `dim` of `[B, C, H, W]`, in TensorFlow's order of operations.
 fn lerp(x: &Tensor, dim: i64, taps: &Taps) -> Result<Tensor, TchError> {
     let device = x.device();
-    let index = |positions: &[i64]| Tensor::f_from_slice(positions)?.f_to_device(device);
+    let index = |positions: &[i64]| upload(&Tensor::f_from_slice(positions)?, device);
     let low = x.f_index_select(dim, &index(&taps.low)?)?;
     let high = x.f_index_select(dim, &index(&taps.high)?)?;
     let mut shape = [1; 4];
     shape[dim as usize] = taps.fraction.len() as i64;
-    let fraction = Tensor::f_from_slice(&taps.fraction)?.f_to_device(device)?.f_view(shape)?;
+    let fraction = upload(&Tensor::f_from_slice(&taps.fraction)?, device)?.f_view(shape)?;
     high.f_sub(&low)?.f_mul(&fraction)?.f_add(&low)
 }
 

@@ -31,13 +31,16 @@ pub fn beside_fid(metrics: &Metrics) -> String {
 
 /// The result as people read it, without the path of the artifact.
 pub fn report(report: &Report) -> String {
-    let Report { fid, n, n_reference, dataset, split, resize, floor, sample, rank_deficient, .. } = report;
+    let Report {
+        fid, n, n_reference, dataset, split, resize, feature_precision, floor, sample, rank_deficient, ..
+    } = report;
     let of = |name: &str| sample[name].as_str().map_or_else(|| sample[name].to_string(), str::to_owned);
     let mark = if *rank_deficient { format!("{MARK}: ") } else { String::new() };
     let mut text = format!(
-        "FID {fid:.2}  ({mark}n {n} vs {dataset} {} {n_reference}, resize {}, weights {}, {} {} steps, NFE {}, seed {})\n",
+        "FID {fid:.2}  ({mark}n {n} vs {dataset} {} {n_reference}, resize {}{}, weights {}, {} {} steps, NFE {}, seed {})\n",
         split.name(),
         resize.name(),
+        feature_precision.note(),
         of("weights"),
         of("sampler"),
         of("steps"),

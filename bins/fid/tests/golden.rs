@@ -2,7 +2,7 @@
 
 use crate::fixtures::{bytes, fid, outcome, provide, weights};
 use lcf_fid::{
-    config::Resize,
+    config::{Precision, Resize},
     images::Images,
     inception::{DIM, Inception, SHA256},
 };
@@ -16,7 +16,7 @@ fn tampered_weights_are_refused_before_they_are_loaded() {
     let path = dir.path().join("inception-fid.pt");
     std::fs::write(&path, "not the network").unwrap();
     let found = lcf_store::digest::of_bytes(b"not the network");
-    let error = Inception::load(&path, Device::Cpu, Resize::Tf1, None).unwrap_err().to_string();
+    let error = Inception::load(&path, Device::Cpu, Resize::Tf1, Precision::Fp32, None).unwrap_err().to_string();
     assert!(error.contains(&format!("found sha256 {found}, expected {SHA256}")), "{error}");
     // Nor when data/SOURCES.json vouches for it.
     provide(dir.path(), &path);
@@ -52,7 +52,7 @@ fn sums(resize: Resize, batch: usize) -> Option<Vec<[f64; 3]>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.npy");
     npy::write(&path, &[4, 32, 32, 3], &bytes(4 * 32 * 32 * 3, 5)).unwrap();
-    let network = Inception::load(&weights, Device::Cpu, resize, Some(batch)).unwrap();
+    let network = Inception::load(&weights, Device::Cpu, resize, Precision::Fp32, Some(batch)).unwrap();
     let features = network.features(&Images::open(&path, None).unwrap(), "golden").unwrap();
     let sum = |row: &[f32], weight: fn(usize, f64) -> f64| -> f64 {
         row.iter().enumerate().map(|(k, &f)| weight(k, f64::from(f))).sum()

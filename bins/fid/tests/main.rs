@@ -4,4 +4,5 @@ mod cli;
 mod fixtures;
 mod golden;
 mod metrics;
+mod network;
 mod stage;

@@ -78,6 +78,13 @@ fn the_stage_reuses_the_references_and_skips_itself() {
     assert!(stderr.contains("features of 4 images") && small["floor"]["fid"].is_null(), "{stderr}");
     assert_eq!(small["floor"]["reason"], "4 samples are not fewer than the 4 reference images");
 
+    // Another precision is another reference, and marked; on the CPU the numbers are near those of fp32.
+    let (half, stderr) = run(dir, &["--set", "fid.precision=fp16"]);
+    assert!(stderr.contains("demo train: features of 6 images"), "{stderr}");
+    assert_eq!((&half["feature_precision"], &result["feature_precision"]), (&json!("fp16"), &Value::Null));
+    let shift = half["fid"].as_f64().unwrap() / result["fid"].as_f64().unwrap() - 1.0;
+    assert!(shift != 0.0 && shift.abs() < 0.01, "{shift}");
+
     // Back to all of them: the link follows.
     assert_ne!(linked().digest(), result["digests"]["reference"]);
     run(dir, &[]);
@@ -147,10 +154,15 @@ fn every_metric_lands_in_the_result() {
     assert_eq!(marked["fid"], result["fid"]);
     let warning = "these samples are of a model that was not trained on this dataset artifact";
     assert!(marked["warnings"].to_string().contains(warning) && stderr.contains(warning), "{stderr}");
-    let compare = ["compare", "--real", "runs/x/prepare", "--fake", "runs/x/sample", "--device", "cpu"];
+    let compare = ["compare", "--real", "runs/x/prepare", "--fake", "runs/x/sample", "--device", "cpu", "--json"];
     let (code, stdout, stderr) = outcome(&fid(dir, &compare));
-    let warning = "warning: real and fake images are of different dataset artifacts: ";
-    assert!(code == 0 && stdout.contains(warning) && stderr.contains(warning), "{stdout}{stderr}");
+    let warning = "real and fake images are of different dataset artifacts: ";
+    assert!(
+        code == 0 && stdout.contains(warning) && stderr.contains(&format!("warning: {warning}")),
+        "{stdout}{stderr}"
+    );
+    let compared: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((compared["precision"].is_f64(), &compared["feature_precision"]), (true, &json!("fp32")));
 }
 
 #[test]
