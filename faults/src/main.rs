@@ -1,5 +1,7 @@
 //! lcf-faults: breaks things on purpose and checks what the pipeline promises. See `docs/faults.md`.
 
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 mod bench;
 mod bytes;
 mod cases;
