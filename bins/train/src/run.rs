@@ -17,7 +17,7 @@ use lcf_model::{
     trained::{META, Meta, weights_file},
     weights,
 };
-use lcf_store::{Error, dataset::Dataset, stage::Work};
+use lcf_store::{Error, dataset::Dataset, say, stage::Work};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     fs,
@@ -159,7 +159,7 @@ impl Run<'_> {
         let dir = self.work.dir();
         if let Some(progress) = checkpoint::restore(dir, &mut self.trainer)? {
             self.progress = progress;
-            eprintln!("train: resuming at step {} of {} (epoch {:.2})", progress.step, self.total(), self.epoch());
+            say!("train: resuming at step {} of {} (epoch {:.2})", progress.step, self.total(), self.epoch());
             metrics::rewind(&self.work.path(metrics::FILE), progress.step)?;
         } else {
             self.work.clear()?;
@@ -285,7 +285,7 @@ impl Run<'_> {
         let layout = &self.trainer.params.layout;
         match preview::sheet(self.config, self.input, layout, &self.trainer.average) {
             Some(sheet) => events.image(self.progress.step, "samples", &sheet)?,
-            None => eprintln!("train: step {}: samples of the average are not finite", self.progress.step),
+            None => say!("train: step {}: samples of the average are not finite", self.progress.step),
         }
         Ok(())
     }
