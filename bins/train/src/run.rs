@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -134,16 +134,16 @@ pub fn follow(config: &TrainConfig, input: Input, images: Tensor, pace: Pace, ra
 }
 
 /// A flag that SIGTERM and SIGINT raise. More of them change nothing: one that is sent to a process group comes twice
-/// where make passes it on, and the checkpoint must be written all the same.
+/// where make passes it on, and the checkpoint must be written all the same. There is one, however often it is asked for.
 ///
 /// # Errors
 /// The operating system's refusal.
 pub fn signals() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
+    static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
     for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, flag.clone()).context("cannot handle signals")?;
+        signal_hook::flag::register(signal, FLAG.clone()).context("cannot handle signals")?;
     }
-    Ok(flag)
+    Ok(FLAG.clone())
 }
 
 impl Run<'_> {
