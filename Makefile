@@ -15,6 +15,7 @@ SUITE   ?=
 SIZE    ?= ci
 SEED    ?= 0
 CASE    ?=
+JOBS    ?=
 FUZZ    ?=
 BENCH_SECONDS ?= 10
 ifndef CUDA
@@ -77,7 +78,7 @@ make TARGET [VARIABLE=VALUE]...
   SCALE=cpu      cifar10 with a small model on a subset of the images, for 2 CPU cores
   BENCH_SECONDS=S  bench: seconds that each thing is measured for [10]
   SIZE=full      faults: all cases, about an hour and a half, instead of a sample
-  SUITE=NAMES    faults: only these; SEED=N: another sample; CASE=N: one case of one of them
+  SUITE=NAMES    faults: only these; SEED=N: another sample; CASE=N: one case of one of them; JOBS=N: N cases at a time [2]
   FUZZ=NAMES     fuzz: only these targets [all: up to 10 million executions or half an hour each]
   CUDA=0|1       libtorch without or with its CUDA libraries [$(CUDA): 1 where there is an NVIDIA driver]
   LIBTORCH=DIR   use this libtorch 2.11.0 and install none
@@ -136,7 +137,7 @@ unit: deps
 
 faults: build
 	cargo build --release --workspace --bin lcf-faults
-	$(TARGET)/release/lcf-faults $(SUITE) --size $(SIZE) --seed $(SEED)$(CASE:%= --case %)
+	$(TARGET)/release/lcf-faults $(SUITE) --size $(SIZE) --seed $(SEED)$(CASE:%= --case %)$(JOBS:%= --jobs %)
 
 fuzz: deps
 	faults/fuzz.sh $(FUZZ)

@@ -1,6 +1,9 @@
 //! Build script of every crate that links libtorch: puts the directory of the libtorch it was built with into the
 //! RUNPATH of its binaries and tests, so that they start as they are. LD_LIBRARY_PATH still overrides it.
 
+// Cargo reads it.
+#![allow(clippy::print_stdout)]
+
 use std::{env, path::Path};
 
 fn main() {

@@ -65,7 +65,9 @@ impl Bench {
         let dir = tempfile::Builder::new().prefix("lcf-faults-").tempdir()?;
         // Others, who have no permissions, must come as far as the store.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        let repository = fs::canonicalize(env!("CARGO_MANIFEST_DIR"))?.join("..").canonicalize()?;
+        let compiled = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let repository = options.repository.clone().unwrap_or_else(compiled);
+        let repository = fs::canonicalize(&repository).with_context(|| format!("{}", repository.display()))?;
         let own = std::env::current_exe()?;
         let release = options.programs.clone().or_else(|| own.parent().map(Path::to_owned)).context("no programs")?;
         let programs = install(&fs::canonicalize(release)?, dir.path())?;

@@ -9,8 +9,11 @@ use std::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// Between two lines that say how far a suite is.
+const BETWEEN_PROGRESS: Duration = Duration::from_secs(10);
 
 /// Random numbers that follow from the seed and the number of the case.
 #[derive(Clone, Debug)]
@@ -51,6 +54,17 @@ pub fn run<C: Sync>(
     let chosen = choose(options, suite, cases.len(), sample);
     let (next, tally, failed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), AtomicUsize::new(0));
     let started = Instant::now();
+    let (done, said) = (AtomicUsize::new(0), Mutex::new(started));
+    // Full size takes an hour: how far it is, now and then.
+    let progress = || {
+        let done = 1 + done.fetch_add(1, Ordering::Relaxed);
+        let mut said = said.lock().expect("no panic");
+        if said.elapsed() >= BETWEEN_PROGRESS {
+            *said = Instant::now();
+            let (all, failed, seconds) = (chosen.len(), failed.load(Ordering::Relaxed), started.elapsed().as_secs());
+            eprintln!("{suite}: {done} of {all} cases in {seconds} s; {failed} failed");
+        }
+    };
     let work = || {
         while let Some(&case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
             match test(case, &cases[case]) {
@@ -63,6 +77,7 @@ pub fn run<C: Sync>(
                     eprintln!("    repeat: lcf-faults {suite} --size {size} --seed {seed} --case {case} --keep");
                 }
             }
+            progress();
         }
     };
     std::thread::scope(|scope| {
@@ -98,7 +113,7 @@ mod tests {
     use super::*;
 
     fn options(size: Size, seed: u64) -> Options {
-        Options { size, seed, cases: None, case: None, jobs: 2, programs: None, keep: false }
+        Options { size, seed, cases: None, case: None, jobs: 2, programs: None, repository: None, keep: false }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! lcf-faults: breaks things on purpose and checks what the pipeline promises. See `docs/faults.md`.
 
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 mod bench;
 mod bytes;
 mod cases;
@@ -77,6 +79,9 @@ pub struct Options {
     /// Where the programs are [default: beside this one]
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,
+    /// Where the Makefile and pipelines are [default: where this one was compiled]
+    #[arg(long, value_name = "DIR")]
+    pub repository: Option<PathBuf>,
     /// Keep what the cases left, and say where
     #[arg(long)]
     pub keep: bool,

@@ -86,6 +86,8 @@ impl Shim {
 
     fn load(&self, command: &mut Command, under: &Path, calls: Calls) {
         let set = if calls == Calls::Writes { "write" } else { "read" };
+        // One thread reads and writes files, so that calls have the same numbers each time.
+        command.env("RAYON_NUM_THREADS", "1");
         command.env("LD_PRELOAD", &self.library).env("LCF_FAULT_UNDER", under).env("LCF_FAULT_SET", set);
     }
 }

@@ -9,8 +9,9 @@ use lcf_artifact::{
     text::short,
     verify,
 };
-use lcf_store::{Artifact, Error, artifact::MANIFEST, cli};
+use lcf_store::{Artifact, Error, artifact::MANIFEST, cli, say, tell};
 use std::{
+    error::Error as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::SystemTime,
@@ -103,12 +104,12 @@ fn print_list(place: &Place, json: bool) -> anyhow::Result<()> {
     let store = Store::scan(&place.store)?;
     let links = links(&place.runs)?;
     for error in &store.unreadable {
-        eprintln!("artifact: warning: {error}");
+        say!("artifact: warning: {error}");
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     match json {
         true => cli::print_json(&list::json(&store, &links)),
-        false => print!("{}", list::table(&store, &links, now)),
+        false => cli::tell(&list::table(&store, &links, now)),
     }
     Ok(())
 }
@@ -119,7 +120,7 @@ fn print_show(path: &Path, json: bool) -> anyhow::Result<()> {
     {
         match json {
             true => cli::print_json(&summary.json()),
-            false => print!("{}", summary.text()),
+            false => cli::tell(&summary.text()),
         }
         return Ok(());
     }
@@ -127,7 +128,7 @@ fn print_show(path: &Path, json: bool) -> anyhow::Result<()> {
     let store = show::store_of(&artifact)?;
     match json {
         true => cli::print_json(&show::json(&artifact, &store)),
-        false => print!("{}", show::text(&artifact, &store)),
+        false => cli::tell(&show::text(&artifact, &store)),
     }
     Ok(())
 }
@@ -136,12 +137,15 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
     let found = find(paths)?;
     let report = verify::verify(&found);
     for error in &report.bad {
-        eprintln!("artifact: error: {error}");
+        say!("artifact: error: {error}");
+        if let Some(cause) = error.source() {
+            say!("  because: {cause}");
+        }
         if let Some(hint) = error.hint() {
-            eprintln!("hint: {hint}");
+            say!("hint: {hint}");
         }
     }
-    println!("{}", report.line());
+    tell!("{}", report.line());
     match report.bad.is_empty() {
         true => Ok(()),
         false => Err(Error::bad(&paths[0], format!("{} did not verify", report.bad.len())).into()),
@@ -150,24 +154,24 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<()> {
 
 fn write(path: &Path, out: &Path, choice: &Choice) -> anyhow::Result<()> {
     let Exported { dir, files, stage } = export(path, out, choice)?;
-    println!("{}: {stage}, {files} files", dir.display());
+    tell!("{}: {stage}, {files} files", dir.display());
     Ok(())
 }
 
 fn clean(place: &Place, dry_run: bool) -> anyhow::Result<()> {
     let plan = gc::plan(&place.store, &place.runs)?;
     for kept in &plan.kept {
-        eprintln!("artifact: warning: {kept}");
+        say!("artifact: warning: {kept}");
     }
     let mut bytes = 0;
     for item in &plan.items {
         let removed = if dry_run { item.is_free()? } else { item.remove()? };
         match removed {
-            true => println!("{}", item.line()),
-            false => println!("kept, in use: {}", short(item.path()).display()),
+            true => tell!("{}", item.line()),
+            false => tell!("kept, in use: {}", short(item.path()).display()),
         }
         bytes += if removed { item.bytes() } else { 0 };
     }
-    println!("{}", gc::total(plan.items.len(), bytes, dry_run));
+    tell!("{}", gc::total(plan.items.len(), bytes, dry_run));
     Ok(())
 }

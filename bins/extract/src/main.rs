@@ -12,7 +12,9 @@ use lcf_store::{
     Artifact, Error,
     cli::{self, StageArgs},
     dataset::Dataset,
+    say,
     stage::{Begin, Plan},
+    tell,
 };
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
@@ -68,7 +70,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let data = Dataset::open(&inputs.data)?;
     config.check(&trained.meta, &data.meta, &inputs.data)?;
     if trained.meta.data != data.artifact.digest() {
-        eprintln!("extract: warning: these images are not the dataset artifact that the model was trained on");
+        say!("extract: warning: these images are not the dataset artifact that the model was trained on");
     }
     let plan = Plan::of(VERSION, &config).input("model", trained.artifact.digest());
     let (artifact, built) = match plan.input("data", data.artifact.digest()).begin(&args.stage)? {
@@ -80,7 +82,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             run::run(&config, &trained, &data, device, args.batch(device), &work)?;
             let features = (data.train.count + data.test.count) * config.timesteps.len();
             let seconds = started.elapsed().as_secs_f64();
-            eprintln!("extract: {features} features in {seconds:.1} s, {:.0}/s", features as f64 / seconds);
+            say!("extract: {features} features in {seconds:.1} s, {:.0}/s", features as f64 / seconds);
             (work.publish()?, true)
         }
     };
@@ -97,8 +99,8 @@ fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
         return Ok(());
     }
     let Meta { weights, layer, width, train, test, timesteps, dataset, .. } = &meta;
-    println!("{dataset}: {train} train and {test} test images at T = {timesteps:?}");
-    println!("layer {layer} of weights {weights}, mean over tokens, width {width}");
-    println!("{path}{}", if built { "" } else { " (up to date)" });
+    tell!("{dataset}: {train} train and {test} test images at T = {timesteps:?}");
+    tell!("layer {layer} of weights {weights}, mean over tokens, width {width}");
+    tell!("{path}{}", if built { "" } else { " (up to date)" });
     Ok(())
 }

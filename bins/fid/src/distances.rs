@@ -3,7 +3,7 @@
 
 use crate::points::Points;
 use anyhow::Result;
-use lcf_store::{cli, progress};
+use lcf_store::{cli, progress, say};
 use std::{
     ops::Range,
     time::{Duration, Instant},
@@ -92,7 +92,7 @@ pub fn walk(
             visit(Block { distances: &distances, queries: rows.clone(), base: columns, last })?;
             bar.inc(n as u64);
             if !cli::is_terminal() && said.elapsed() > QUIET {
-                eprintln!("{what}: {} % of {total} distances", 100 * bar.position() / total);
+                say!("{what}: {} % of {total} distances", 100 * bar.position() / total);
                 said = Instant::now();
             }
         }

@@ -4,6 +4,7 @@ use crate::images::Pixels;
 use lcf_store::{
     Error, Result,
     decode::{self, EXTENSIONS, is_image_name},
+    say,
     text::visible,
 };
 use rayon::prelude::*;
@@ -25,7 +26,7 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     walk(dir, &mut files, &mut others)?;
     if let Some(first) = others.iter().min() {
         let (n, first) = (others.len(), visible(&first.display().to_string()));
-        eprintln!("fid: note: {}: ignored {n} files that are not images, like {first}", dir.display());
+        say!("fid: note: {}: ignored {n} files that are not images, like {first}", dir.display());
     }
     if files.is_empty() {
         let message = format!("found no image, expected files named *.{{{}}}", EXTENSIONS.join(","));

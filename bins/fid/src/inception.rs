@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use lcf_model::device::{self, DeviceArgs};
-use lcf_store::{Error, digest, fetch, progress, provenance::Provenance};
+use lcf_store::{Error, digest, fetch, progress, provenance::Provenance, say};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -149,7 +149,7 @@ impl Inception {
         let out = self.compute(images, |n| bar.inc(n as u64))?;
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
-        eprintln!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
+        say!("{what}: features of {n} images in {seconds:.1} s ({:.1} a second)", n as f64 / seconds);
         Ok(out)
     }
 

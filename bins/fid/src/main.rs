@@ -4,7 +4,7 @@
 use clap::{Args, Parser, Subcommand};
 use lcf_fid::{bench, compare, compare::CompareArgs, evaluate, inception::ComputeArgs, text};
 use lcf_model::bench::BenchArgs;
-use lcf_store::{cli, cli::StageArgs};
+use lcf_store::{cli, cli::StageArgs, say, tell};
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
 
@@ -64,7 +64,7 @@ fn run_stage(args: &StageArgs, inputs: &Inputs, compute: &ComputeArgs) -> anyhow
         value
     });
     if !args.json {
-        println!("{}{}", artifact.dir().display(), if built { "" } else { " (up to date)" });
+        tell!("{}{}", artifact.dir().display(), if built { "" } else { " (up to date)" });
     }
     Ok(())
 }
@@ -77,9 +77,9 @@ fn run_compare(args: &CompareArgs) -> anyhow::Result<()> {
 
 /// The result to stdout; its warnings to stderr as well, where they are seen when stdout goes to a file.
 fn print(as_json: bool, text: &str, value: impl FnOnce() -> Value) {
-    text.lines().filter(|line| line.starts_with("warning: ")).for_each(|line| eprintln!("fid: {line}"));
+    text.lines().filter(|line| line.starts_with("warning: ")).for_each(|line| say!("fid: {line}"));
     match as_json {
         true => cli::print_json(&value()),
-        false => print!("{text}"),
+        false => cli::tell(text),
     }
 }

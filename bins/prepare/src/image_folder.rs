@@ -9,6 +9,7 @@ use crate::{
 use lcf_store::{
     Error, Result,
     decode::{self, EXTENSIONS, is_image_name},
+    say,
     text::visible,
 };
 use std::{collections::BTreeSet, path::Path};
@@ -30,7 +31,7 @@ pub fn list(path: &Path) -> Result<Listing> {
         return Err(Error::bad(path, message).with_hint("move some images of each class to test/CLASS"));
     }
     if let Some(note) = ignored(&tree) {
-        eprintln!("prepare: note: {note}");
+        say!("prepare: note: {note}");
     }
     misplaced(&tree)?;
     let classes: BTreeSet<&str> = tree.dirs().iter().filter_map(|name| class_directory(name)).collect();

@@ -6,6 +6,7 @@ use lcf_store::{
     cli::{self, StageArgs, print_json},
     config::Section,
     dataset::Dataset,
+    tell,
     text::visible,
 };
 use serde_json::json;
@@ -60,12 +61,12 @@ fn print(dataset: &Dataset, built: bool, as_json: bool) {
     }
     let round = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(" ");
     let state = if built { format!("built in {seconds} s") } else { "up to date".into() };
-    println!("{}: {state}", meta.name);
-    println!("  images    {} train, {} test, {shape:?} uint8", meta.train.count, meta.test.count);
-    println!("  classes   {}: {}", meta.classes.len(), first(&meta.classes));
-    println!("  mean, std {}, {} in [-1, 1]", round(&meta.mean), round(&meta.std));
-    println!("  digest    {}", artifact.digest());
-    println!("  artifact  {}", artifact.dir().display());
+    tell!("{}: {state}", meta.name);
+    tell!("  images    {} train, {} test, {shape:?} uint8", meta.train.count, meta.test.count);
+    tell!("  classes   {}: {}", meta.classes.len(), first(&meta.classes));
+    tell!("  mean, std {}, {} in [-1, 1]", round(&meta.mean), round(&meta.std));
+    tell!("  digest    {}", artifact.digest());
+    tell!("  artifact  {}", artifact.dir().display());
 }
 
 /// The first ten names.

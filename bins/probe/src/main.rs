@@ -10,7 +10,9 @@ use lcf_probe::{Config, VERSION, bench, data::Data, output, run};
 use lcf_store::{
     Artifact, Error,
     cli::{self, StageArgs},
+    say,
     stage::{Begin, Plan, Work},
+    tell,
 };
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
@@ -70,12 +72,7 @@ fn build(config: &Config, features: &Features, device: Device, work: &Work) -> R
     let train = Data::load(features, Part::Train, device)?;
     let test = Data::load(features, Part::Test, device)?;
     let (counts, seconds) = ([train.count(), test.count()], started.elapsed().as_secs_f64());
-    eprintln!(
-        "probe: {} timesteps of {} + {} features read in {seconds:.1} s",
-        train.x.size()[0],
-        counts[0],
-        counts[1]
-    );
+    say!("probe: {} timesteps of {} + {} features read in {seconds:.1} s", train.x.size()[0], counts[0], counts[1]);
     let started = Instant::now();
     let trained = run::train(config, &train, features.meta.classes.len() as i64, device);
     let broken = |probe| output::broken(features, probe);
@@ -84,20 +81,20 @@ fn build(config: &Config, features: &Features, device: Device, work: &Work) -> R
     }
     let scores = [trained.accuracy(&train).map_err(broken)?, trained.accuracy(&test).map_err(broken)?];
     let rows = output::rows(&features.meta.timesteps, &scores[0], &scores[1]);
-    eprintln!("probe: {} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
+    say!("probe: {} probes trained in {:.1} s", 2 * rows.len(), started.elapsed().as_secs_f64());
     output::write(work, &features.meta, &trained, &rows, &train.constant())
 }
 
 fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
     let (rows, summary) = output::read(artifact)?;
-    summary.warnings.iter().for_each(|warning| eprintln!("probe: warning: {warning}"));
+    summary.warnings.iter().for_each(|warning| say!("probe: warning: {warning}"));
     let path = artifact.dir().display().to_string();
     if as_json {
         let digest = artifact.digest();
         cli::print_json(&json!({"artifact": path, "digest": digest, "built": built, "probe": summary, "curve": rows}));
         return Ok(());
     }
-    print!("{}", output::table(&rows, &summary));
-    println!("{path}{}", if built { "" } else { " (up to date)" });
+    cli::tell(&output::table(&rows, &summary));
+    tell!("{path}{}", if built { "" } else { " (up to date)" });
     Ok(())
 }

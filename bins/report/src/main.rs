@@ -11,7 +11,7 @@ use lcf_report::{
 use lcf_store::{
     Artifact,
     cli::{self, StageArgs},
-    text,
+    say, tell, text,
 };
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
@@ -70,11 +70,11 @@ fn print(report: &Report, artifact: &Artifact, built: bool, as_json: bool) -> Re
         cli::print_json(&value);
         return Ok(());
     }
-    print!("{}", table::headline(&report.runs(), &report.results));
+    cli::tell(&table::headline(&report.runs(), &report.results));
     for missing in &report.missing {
-        println!("missing: {missing}");
+        tell!("missing: {missing}");
     }
-    println!("{}{}", text::short(&page).display(), if built { "" } else { " (up to date)" });
+    tell!("{}{}", text::short(&page).display(), if built { "" } else { " (up to date)" });
     Ok(())
 }
 
@@ -82,11 +82,11 @@ fn print_bench(args: &BenchArgs) -> Result<()> {
     let bench = Bench::read(args)?;
     match args.json {
         true => cli::print_json(&json!(bench)),
-        false => print!("{}", bench.text()),
+        false => cli::tell(&bench.text()),
     }
     if let Some(dir) = &args.out {
         let [page, numbers] = bench.write(dir)?;
-        eprintln!("report: {} and {}", text::short(&page).display(), text::short(&numbers).display());
+        say!("report: {} and {}", text::short(&page).display(), text::short(&numbers).display());
     }
     Ok(())
 }

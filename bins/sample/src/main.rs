@@ -15,7 +15,9 @@ use lcf_store::{
     Artifact, Error,
     cli::{self, StageArgs},
     config::Section,
+    say,
     stage::{Begin, Plan},
+    tell,
 };
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
@@ -80,7 +82,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             let started = Instant::now();
             run::run(&resolved, &trained, device, args.batch(device), &work)?;
             let (num, seconds) = (resolved.config.num, started.elapsed().as_secs_f64());
-            eprintln!("sample: {num} images in {seconds:.1} s, {:.1} images/s", num as f64 / seconds);
+            say!("sample: {num} images in {seconds:.1} s, {:.1} images/s", num as f64 / seconds);
             (work.publish()?, true)
         }
     };
@@ -96,7 +98,7 @@ fn print(artifact: &Artifact, built: bool, as_json: bool) -> Result<(), Error> {
         cli::print_json(&json!({"artifact": path, "digest": digest, "built": built, "sample": summary}));
         return Ok(());
     }
-    println!("{}", summary.line());
-    println!("{path}{}", if built { "" } else { " (up to date)" });
+    tell!("{}", summary.line());
+    tell!("{path}{}", if built { "" } else { " (up to date)" });
     Ok(())
 }

@@ -7,7 +7,8 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use lcf_native::dist::{self, Place, Store};
-use lcf_store::Error;
+use lcf_store::{Error, error::STOPPED, say};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     env,
     ffi::OsString,
@@ -62,7 +63,7 @@ impl RankArgs {
 }
 
 /// Runs `size` ranks by the arguments of this process until all have ended, and returns their exit code: 0, or that of
-/// the first that failed. A signal that raises `stop` is passed on to them.
+/// the first that failed. A signal that raises `stop` is passed on to them, and ends them with [`STOPPED`].
 ///
 /// # Errors
 /// A rank that was ended by a signal, by its number; one that cannot be started.
@@ -93,11 +94,17 @@ fn launch(size: usize, stop: &AtomicBool) -> Result<i32> {
         }
         sleep(Duration::from_millis(20));
     }
+    let stopped = stop.load(Ordering::Relaxed);
     match failure.map(|(rank, status, _)| (rank, status)).or_else(|| ranks.failed()) {
         None => Ok(0),
-        Some((rank, status)) => match status.code() {
-            Some(code) => Ok(code),
-            None => bail!("rank {rank} ended: {status}"),
+        Some((rank, status)) => match (status.code(), status.signal()) {
+            (Some(code), _) => Ok(code),
+            // Ranks that are about to start do not handle it yet.
+            (None, Some(SIGTERM | SIGINT)) if stopped => {
+                say!("train: stopped by a signal before the first step\nhint: run the same command again to go on");
+                Ok(i32::from(STOPPED))
+            }
+            (None, _) => bail!("rank {rank} ended: {status}"),
         },
     }
 }

@@ -155,6 +155,8 @@ fn stage(args: &Args, data: &Path, config: &TrainConfig, ranks: &Ranks) -> Resul
             (artifact, false)
         }
         Begin::Build(mut work) => {
+            // From here on a signal ends it after a step: opening devices takes seconds.
+            run::signals()?;
             ranks.announce(Some(&key))?;
             let device = ranks.open(&args.device)?;
             let origin = args.origin(device, ranks);
@@ -186,6 +188,7 @@ fn follow(
     if !ranks.await_plan(&plan.key())? {
         return Ok(());
     }
+    run::signals()?;
     let device = ranks.open(&args.device)?;
     let images = pixels::load(&dataset.train, device);
     if run::follow(config, input, images, args.pace(&args.origin(device, ranks)), ranks)? {

@@ -2,7 +2,7 @@
 
 use crate::metrics::Window;
 use indicatif::{ProgressBar, ProgressStyle};
-use lcf_store::cli;
+use lcf_store::{cli, say};
 use std::time::{Duration, Instant};
 
 /// Time between two lines where there is no terminal.
@@ -45,7 +45,7 @@ impl Display {
                 self.last = Instant::now();
                 let left = Duration::from_secs_f64((self.total - step) as f64 * ms / 1e3);
                 let left = indicatif::HumanDuration(left);
-                eprintln!("train: step {step}/{}  {}  {left} left", self.total, text());
+                say!("train: step {step}/{}  {}  {left} left", self.total, text());
             }
             None => {}
         }
@@ -54,8 +54,8 @@ impl Display {
     /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say!("{line}")),
+            None => say!("{line}"),
         }
     }
 }

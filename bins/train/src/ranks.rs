@@ -8,7 +8,7 @@ use crate::step::Trainer;
 use anyhow::{Result, bail};
 use lcf_model::device::DeviceArgs;
 use lcf_native::dist::{Place, World};
-use lcf_store::{Error, cli::Failed};
+use lcf_store::{Error, cli::Failed, say};
 use std::{panic::panic_any, rc::Rc, time::Duration};
 use tch::{Device, Kind, Tensor};
 
@@ -40,7 +40,7 @@ impl Ranks {
         let Some(place) = Place::from_env().map_err(|error| Error::usage(error.to_string()))? else {
             return Ok(Self::alone());
         };
-        Ok(Self::of(World::join(place, limit, |message| eprintln!("{}: error: {message}", name()))?))
+        Ok(Self::of(World::join(place, limit, |message| say!("{}: error: {message}", name()))?))
     }
 
     /// Whether there are no others.

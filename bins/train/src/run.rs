@@ -17,12 +17,12 @@ use lcf_model::{
     trained::{META, Meta, weights_file},
     weights,
 };
-use lcf_store::{Error, dataset::Dataset, stage::Work};
+use lcf_store::{Error, dataset::Dataset, say, stage::Work};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -134,16 +134,16 @@ pub fn follow(config: &TrainConfig, input: Input, images: Tensor, pace: Pace, ra
 }
 
 /// A flag that SIGTERM and SIGINT raise. More of them change nothing: one that is sent to a process group comes twice
-/// where make passes it on, and the checkpoint must be written all the same.
+/// where make passes it on, and the checkpoint must be written all the same. There is one, however often it is asked for.
 ///
 /// # Errors
 /// The operating system's refusal.
 pub fn signals() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
+    static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
     for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, flag.clone()).context("cannot handle signals")?;
+        signal_hook::flag::register(signal, FLAG.clone()).context("cannot handle signals")?;
     }
-    Ok(flag)
+    Ok(FLAG.clone())
 }
 
 impl Run<'_> {
@@ -159,7 +159,7 @@ impl Run<'_> {
         let dir = self.work.dir();
         if let Some(progress) = checkpoint::restore(dir, &mut self.trainer)? {
             self.progress = progress;
-            eprintln!("train: resuming at step {} of {} (epoch {:.2})", progress.step, self.total(), self.epoch());
+            say!("train: resuming at step {} of {} (epoch {:.2})", progress.step, self.total(), self.epoch());
             metrics::rewind(&self.work.path(metrics::FILE), progress.step)?;
         } else {
             self.work.clear()?;
@@ -285,7 +285,7 @@ impl Run<'_> {
         let layout = &self.trainer.params.layout;
         match preview::sheet(self.config, self.input, layout, &self.trainer.average) {
             Some(sheet) => events.image(self.progress.step, "samples", &sheet)?,
-            None => eprintln!("train: step {}: samples of the average are not finite", self.progress.step),
+            None => say!("train: step {}: samples of the average are not finite", self.progress.step),
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use lcf_store::{
     Artifact,
     cli::{self, StageArgs},
     dataset::Dataset,
+    say, tell,
 };
 use tch::Device;
 
@@ -21,7 +22,7 @@ pub fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: D
     let layout = Layout::new(&config.model, &input);
     let model = &config.model;
     let steps = config.epochs * (dataset.train.count / config.batch) as u64;
-    eprintln!(
+    say!(
         "train: DiT {}x{} patch {}, {} parameters ({} in the blocks without adaLN, which is what the paper counts)",
         model.depth,
         model.width,
@@ -29,7 +30,7 @@ pub fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: D
         layout.parameters(),
         layout.block_parameters(),
     );
-    eprintln!(
+    say!(
         "train: {} on {} ({} images), {} epochs = {steps} steps of {}, {} on {}",
         config.objective.name(),
         dataset.meta.name,
@@ -40,13 +41,13 @@ pub fn announce(config: &TrainConfig, dataset: &Dataset, input: Input, device: D
         device::name(device),
     );
     if !ranks.are_one() {
-        eprintln!("train: {} ranks, each with its share of every batch", ranks.size());
+        say!("train: {} ranks, each with its share of every batch", ranks.size());
     }
     if config.precision == Precision::Bf16 && device == Device::Cpu {
-        eprintln!("train: bf16 is slow on a CPU; --set train.precision=fp32 is much faster there");
+        say!("train: bf16 is slow on a CPU; --set train.precision=fp32 is much faster there");
     }
     if engine == Engine::Fused && device != Device::Cpu && !lcf_model::has_kernels() {
-        eprintln!("train: built without the CUDA kernels, which is slower: `make deps CUDA=1`, then build again");
+        say!("train: built without the CUDA kernels, which is slower: `make deps CUDA=1`, then build again");
     }
 }
 
@@ -68,15 +69,16 @@ pub fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
     let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
     if 2 * meta.skipped > meta.steps {
         let Meta { skipped, steps, .. } = meta;
-        eprintln!(
-            "train: warning: {skipped} of {steps} updates were left out: lower train.optim.lr or contrast.lambda"
-        );
+        say!("train: warning: {skipped} of {steps} updates were left out: lower train.optim.lr or contrast.lambda");
     }
     let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
-    println!(
+    tell!(
         "train: {state}: {} on {}, {} parameters, {} epochs{loss}{skipped}",
-        meta.objective, meta.dataset, meta.parameters, meta.epochs
+        meta.objective,
+        meta.dataset,
+        meta.parameters,
+        meta.epochs
     );
-    println!("train: {dir}");
+    tell!("train: {dir}");
     Ok(())
 }

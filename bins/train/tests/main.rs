@@ -151,6 +151,18 @@ fn wait_for_checkpoint(stage: &Path) {
     }
 }
 
+/// As in `lcf-train 2>&1 | head -1`.
+#[test]
+fn who_is_not_listened_to_any_more_goes_on() {
+    let bench = Bench::new();
+    let whole = bench.train("whole", &[]);
+    let mut command = bench.command("unheard", &["--log-steps", "1"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(Trained::open(&bench.link("unheard")).unwrap().artifact.digest(), whole.artifact.digest());
+}
+
 #[test]
 fn a_termination_says_where_it_stopped() {
     let bench = Bench::new();

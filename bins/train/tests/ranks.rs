@@ -164,6 +164,24 @@ fn a_signal_to_any_rank_stops_all_after_the_same_step() {
     assert_eq!(outputs[1..].iter().map(stderr).collect::<String>(), "", "rank 0 alone says so");
 }
 
+#[test]
+fn a_signal_to_the_launcher_stops_ranks_that_are_about_to_start() {
+    let bench = Bench::new();
+    for pause in [0, 50, 200, 500] {
+        let mut command = bench.command("store", &[&LONG[..], &["--ranks", "2"]].concat());
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        while children(child.id()).len() < 2 {
+            sleep(Duration::from_millis(2));
+        }
+        sleep(Duration::from_millis(pause));
+        kill("TERM", &child);
+        let output = child.wait_with_output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(75), "{text}");
+        assert!(text.contains("train: ") && text.contains("stopped by a signal "), "{text}");
+    }
+}
+
 /// Dead, or alive and stopped, which no connection tells: the others end by the time-out, and name it.
 #[test]
 fn a_rank_that_dies_or_hangs_ends_the_others() {

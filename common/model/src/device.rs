@@ -3,6 +3,7 @@
 use lcf_store::{
     Error, Result,
     provenance::{Provenance, TO_THE_BIT, UP_TO_ROUNDING},
+    say,
 };
 use tch::{Cuda, Device};
 
@@ -40,7 +41,7 @@ impl DeviceArgs {
         let index = match self.device.as_str() {
             "auto" if count == 0 => {
                 if let (Err(reason), Some(card)) = (&opened, card()) {
-                    eprintln!("note: computing on the CPU although there is a {card}: {reason} (`make deps CUDA=1`)");
+                    say!("note: computing on the CPU although there is a {card}: {reason} (`make deps CUDA=1`)");
                 }
                 return Ok(Device::Cpu);
             }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{self, ErrorKind},
     path::{Component, Path, PathBuf},
 };
 
@@ -120,11 +121,14 @@ impl Artifact {
     /// Reads the manifest alone, without looking at the files it names.
     ///
     /// # Errors
-    /// [`Error::Bad`] when there is no manifest or it contradicts itself.
+    /// [`Error::Bad`] when there is no manifest or it contradicts itself; [`Error::Io`] when it cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let missing = |_| {
-            Error::bad(path, "no artifact here (a directory with manifest.json)")
-                .with_hint("run the stage that makes it, or `lcf-artifact list` to see what there is")
+        let missing = |error: io::Error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                Error::bad(path, "no artifact here (a directory with manifest.json)")
+                    .with_hint("run the stage that makes it, or `lcf-artifact list` to see what there is")
+            }
+            _ => Error::io(path.join(MANIFEST), "read")(error),
         };
         let dir = fs::canonicalize(path).map_err(missing)?;
         let file = dir.join(MANIFEST);
@@ -265,6 +269,17 @@ mod tests {
         for name in ["0123456789AB", "0123456789a", ".work-012345", "0123456789abc"] {
             assert!(!is_key(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_is_not_called_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |path: &Path| Artifact::read(path).unwrap_err().to_string();
+        assert!(said(dir.path()).contains("no artifact here"));
+        fs::create_dir(dir.path().join(MANIFEST)).unwrap();
+        assert!(said(dir.path()).ends_with("manifest.json: cannot read"));
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(said(&dir.path().join("file")).contains("no artifact here"));
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Outcome {
     pub fn print(&self, json: bool) {
         match json {
             true => cli::print_json(&serde_json::json!(self)),
-            false => print!("{}", self.text()),
+            false => cli::tell(&self.text()),
         }
     }
 

@@ -3,7 +3,8 @@
 use crate::{Artifact, Error, Result, artifact::MANIFEST, config, config::Section, text::visible};
 use clap::{Args, Parser};
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::symlink,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
@@ -11,8 +12,37 @@ use std::{
     sync::Mutex,
 };
 
-/// What a shell calls the end of a program by SIGPIPE.
-const BROKEN_PIPE: u8 = 128 + 13;
+/// Prints a line to stderr. `eprintln!` would panic where nobody reads it any more, as in `lcf-train 2>&1 | head -1`.
+#[macro_export]
+macro_rules! say {
+    ($($part:tt)*) => { $crate::cli::say(&format!("{}\n", format_args!($($part)*))) };
+}
+
+/// Prints a line of the result to stdout, likewise.
+#[macro_export]
+macro_rules! tell {
+    ($($part:tt)*) => { $crate::cli::tell(&format!("{}\n", format_args!($($part)*))) };
+}
+
+/// Prints to stderr. What nobody reads is lost, and nothing else.
+pub fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints a part of the result to stdout. Nothing happens where its reader has seen enough, like `head`: the result is in
+/// the store.
+///
+/// # Panics
+/// With [`Failed`] for any other failure, like a full disk.
+pub fn tell(text: &str) {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            panic::panic_any(Failed(format!("stdout: cannot write: {error}")))
+        }
+        _ => {}
+    }
+}
 
 /// Flags of every stage.
 #[derive(Args, Clone, Debug, Default)]
@@ -132,24 +162,20 @@ pub fn main<A: Parser>(name: &str, run: impl FnOnce(A) -> anyhow::Result<()>) ->
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprint!("{}", report(name, &error));
+            say(&report(name, &error));
             let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
             ExitCode::from(known.map_or(1, Error::exit_code))
         }
         Err(payload) if payload.is::<Failed>() => {
             let Failed(text) = payload.downcast_ref::<Failed>().expect("asked above");
-            eprintln!("{name}: error: {}", visible(first_line(text)));
+            say!("{name}: error: {}", visible(first_line(text)));
             ExitCode::from(1)
         }
         Err(payload) => {
             let text = payload.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown panic");
-            if text.starts_with("failed printing to") && text.contains("Broken pipe") {
-                // `lcf-artifact list | head` ends as quietly as any other program whose reader has seen enough.
-                return ExitCode::from(BROKEN_PIPE);
-            }
             let place = PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            eprint!("{name}: error: {}", panicked(text, &place));
+            say(&format!("{name}: error: {}", panicked(text, &place)));
             ExitCode::from(1)
         }
     }
@@ -174,6 +200,7 @@ fn panicked(text: &str, place: &str) -> String {
     let line = first_line(text).split("\\n").next().unwrap_or(text);
     let tried = line.split_once("you tried to allocate ").and_then(|(_, rest)| rest.split_once(" bytes"));
     let line = tried.map_or(line.to_owned(), |(bytes, _)| format!("out of memory: cannot allocate {bytes} bytes"));
+    let line = if line.contains("std::bad_alloc") { "out of memory".to_owned() } else { line };
     let starved = ["out of memory", "allocate memory", "temporarily unavailable"].iter().any(|why| line.contains(why));
     match starved {
         true => line + "\nhint: lower the batch size, free memory, or raise its limit (ulimit -v)\n",
@@ -192,7 +219,7 @@ fn first_line(text: &str) -> &str {
 
 /// Prints one JSON object to stdout.
 pub fn print_json(value: &serde_json::Value) {
-    println!("{value}");
+    tell(&format!("{value}\n"));
 }
 
 /// Whether stderr is a terminal: progress bars are drawn there only.
@@ -257,6 +284,8 @@ mod tests {
             panicked("called `Result::unwrap()` on an `Err` value: Torch(\"shape\\nframe #0\")", "a.rs:1"),
             "libtorch: shape (at a.rs:1)\nhint: this was not foreseen: if the machine is in order, report it with the command\n"
         );
+        let torch = "called `Result::unwrap()` on an `Err` value: Torch(\"std::bad_alloc\")";
+        assert!(panicked(torch, "a.rs:1").starts_with("out of memory\nhint: "));
         assert!(panicked("plain\nmore", "b.rs:2").starts_with("plain (at b.rs:2)\nhint: "));
     }
 

@@ -122,7 +122,7 @@ impl Source {
         // A complete part is what a process that died before the rename leaves.
         if size(part) < self.bytes {
             let megabytes = self.bytes as f64 / 1e6;
-            eprintln!("fetching {} ({megabytes:.1} MB) from {}", target.display(), self.origin());
+            crate::say!("fetching {} ({megabytes:.1} MB) from {}", target.display(), self.origin());
             match &self.from {
                 From::Url(url) => curl(url, part),
                 From::Pip { package, version, member } => pip(&format!("{package}=={version}"), member, part),
@@ -190,7 +190,7 @@ fn curl(url: &str, part: &Path) -> Result<()> {
             }
             code if attempt < ATTEMPTS && TRANSIENT.contains(&code) => {
                 let wait = 1 << attempt;
-                eprintln!("{message}; resuming in {wait} s");
+                crate::say!("{message}; resuming in {wait} s");
                 thread::sleep(Duration::from_secs(wait));
             }
             code => return Err(Error::bad(part, format!("curl ended with code {code}: {message}"))),

@@ -47,7 +47,7 @@ impl ProgressBar {
         let Ok(mut said) = said.try_lock() else { return };
         if said.elapsed() >= QUIET {
             *said = Instant::now();
-            eprintln!("{}", self.line(self.bar.elapsed()));
+            crate::say!("{}", self.line(self.bar.elapsed()));
         }
     }
 

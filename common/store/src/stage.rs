@@ -159,7 +159,7 @@ fn lock(parent: &Path, key12: &str) -> Result<File> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                eprintln!("another process is building {}; waiting for it", parent.join(key12).display());
+                crate::say!("another process is building {}; waiting for it", parent.join(key12).display());
                 file.lock().map_err(Error::io(&path, "lock"))?;
             }
             Err(TryLockError::Error(error)) => return Err(Error::io(&path, "lock")(error)),

@@ -4,7 +4,7 @@ use crate::{
     store::Store,
     text::{columns, head, plain},
 };
-use lcf_store::Artifact;
+use lcf_store::{Artifact, say};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -122,7 +122,7 @@ fn numbers(artifact: &Artifact, name: &str, store: &Store) -> String {
 
 /// Whether a result is as it was published; says so where it is not.
 fn verifies(found: &Artifact) -> bool {
-    found.verify().inspect_err(|error| eprintln!("artifact: warning: left out of the card: {error}")).is_ok()
+    found.verify().inspect_err(|error| say!("artifact: warning: left out of the card: {error}")).is_ok()
 }
 
 /// One row a half of the dataset; a result of the stage's first version knows one.

@@ -32,8 +32,10 @@ struct Shared {
     report: Report,
     /// The training is over, or the main thread reports its own failure.
     quiet: AtomicBool,
-    /// A collective has failed here: someone is gone, and need not be waited for as long.
+    /// A collective has failed here: someone may be gone, and need not be waited for as long.
     broken: AtomicBool,
+    /// Every other rank has beaten since then.
+    all_alive: AtomicBool,
     /// Steps made.
     steps: AtomicU64,
     /// The main thread does something long that is no step.
@@ -46,6 +48,23 @@ struct Shared {
     now: AtomicU64,
     /// When the store last answered.
     answered: AtomicU64,
+}
+
+/// What the one that beats has heard of another rank.
+#[derive(Debug)]
+struct Heard {
+    rank: usize,
+    beat: Option<String>,
+    /// When that beat was first heard.
+    at: u64,
+    /// How many beats since a collective has failed.
+    since_broken: u32,
+}
+
+impl Heard {
+    fn of(rank: usize) -> Self {
+        Self { rank, beat: None, at: 0, since_broken: 0 }
+    }
 }
 
 /// Watches the other ranks from two threads until it is dropped.
@@ -64,6 +83,7 @@ impl Watch {
             report,
             quiet: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            all_alive: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             busy: AtomicBool::new(true),
             waiting: AtomicBool::new(false),
@@ -97,12 +117,16 @@ impl Watch {
         result
     }
 
-    /// After a failed collective: waits for the one who is gone to be found, which ends this process. Returns if no one
-    /// is.
+    /// After a failed collective: waits until the one who is gone is found, which ends this process, or every other rank
+    /// has been heard of again. No time that is set beforehand would do: on a loaded machine others may take any.
     pub fn verdict(&self) {
         self.shared.broken.store(true, SeqCst);
-        let patience = self.shared.patience() + 2 * self.shared.interval();
-        self.wait(|| thread::sleep(patience));
+        let open = || !self.shared.all_alive.load(SeqCst) && !self.shared.quiet.load(SeqCst);
+        self.wait(|| {
+            while open() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
     }
 
     /// Watches no longer.
@@ -175,44 +199,51 @@ impl Shared {
     }
 
     fn beat(&self, store: &Store) {
-        let next = (self.place.rank + 1) % self.place.size;
-        let (mut was_busy, mut heard, mut heard_at) = (false, None, 0);
+        let (rank, size) = (self.place.rank, self.place.size);
+        // The next one first: in a circle each is heard by one, until something is wrong.
+        let mut others: Vec<Heard> = (1..size).map(|ahead| Heard::of((rank + ahead) % size)).collect();
+        let mut was_busy = false;
         while !self.quiet.load(SeqCst) {
-            match self.round(store, next, &mut was_busy) {
-                Ok((Some(failure), _)) => return self.end(&failure),
-                Ok((None, beat)) if heard != beat => (heard, heard_at) = (beat, self.now.load(SeqCst)),
-                Ok((None, _)) if self.since(heard_at) > self.patience() => {
-                    let seconds = self.patience().as_secs_f64();
-                    return self.condemn(store, &format!("rank {next} has not been heard of for {seconds:.0} s"));
-                }
-                Ok((None, _)) => {}
+            let listen = if self.broken.load(SeqCst) { size - 1 } else { 1 };
+            match self.round(store, &mut others[..listen], &mut was_busy) {
+                Ok(Some(failure)) => return self.end(&failure),
+                Ok(None) => {}
                 Err(error) => {
                     let keeper = self.place.keeper();
                     return self.end(&format!("{keeper} is gone: {error}"));
                 }
             }
+            if let Some(lost) = others[..listen].iter().find(|other| self.since(other.at) > self.patience()) {
+                let (lost, seconds) = (lost.rank, self.patience().as_secs_f64());
+                return self.condemn(store, &format!("rank {lost} has not been heard of for {seconds:.0} s"));
+            }
+            // The first beat of a rank that is listened to since now may be an old one.
+            if listen == size - 1 && others.iter().all(|other| other.since_broken >= 2) {
+                self.all_alive.store(true, SeqCst);
+            }
             self.answered.store(self.now.load(SeqCst), SeqCst);
             if self.stalled.load(SeqCst) {
-                let message = format!("rank {} hangs: it beats but makes no step", self.place.rank);
-                return self.condemn(store, &message);
+                return self.condemn(store, &format!("rank {rank} hangs: it beats but makes no step"));
             }
             thread::sleep(self.interval());
         }
     }
 
-    /// Beats once. Returns the first failure of any rank, if there was one, and the beat of rank `next`.
-    fn round(
-        &self,
-        store: &Store,
-        next: usize,
-        was_busy: &mut bool,
-    ) -> Result<(Option<String>, Option<String>), Error> {
+    /// Beats once and listens to `others`. Returns the first failure of any rank, if there was one.
+    fn round(&self, store: &Store, others: &mut [Heard], was_busy: &mut bool) -> Result<Option<String>, Error> {
         store.add(&beat_of(&self.prefix, self.place.rank), 1)?;
         let busy = self.busy.load(SeqCst);
         let change = i64::from(busy) - i64::from(std::mem::replace(was_busy, busy));
         let all_busy = store.add(&self.key(BUSY), change)?;
         self.others_busy.store(all_busy > i64::from(busy), SeqCst);
-        Ok((store.get(&self.key(FAILED))?, store.get(&beat_of(&self.prefix, next))?))
+        for other in others {
+            let beat = store.get(&beat_of(&self.prefix, other.rank))?;
+            if other.beat != beat {
+                (other.beat, other.at) = (beat, self.now.load(SeqCst));
+                other.since_broken += u32::from(self.broken.load(SeqCst));
+            }
+        }
+        store.get(&self.key(FAILED))
     }
 
     /// Ends all ranks.
