@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Ends the process: is given what has happened.
@@ -20,6 +20,8 @@ pub type Report = fn(&str);
 
 /// Key of the first failure.
 const FAILED: &str = "failed";
+/// Key of the number of ranks, but rank 0, that know of it.
+const KNOWN: &str = "known";
 /// Key of the number of ranks that are in a long operation of their own.
 const BUSY: &str = "busy";
 
@@ -121,9 +123,8 @@ impl Watch {
     /// has been heard of again. No time that is set beforehand would do: on a loaded machine others may take any.
     pub fn verdict(&self) {
         self.shared.broken.store(true, SeqCst);
-        let open = || !self.shared.all_alive.load(SeqCst) && !self.shared.quiet.load(SeqCst);
         self.wait(|| {
-            while open() {
+            while !self.shared.all_alive.load(SeqCst) {
                 thread::sleep(Duration::from_millis(10));
             }
         });
@@ -140,7 +141,7 @@ impl Watch {
             let message = format!("rank {} failed: {message}", self.shared.place.rank);
             // Without a store the others find out by themselves.
             let _ = store.set_once(&self.shared.key(FAILED), &message);
-            self.shared.linger();
+            self.shared.linger(store, self.shared.place.size - 1);
         }
     }
 }
@@ -180,21 +181,31 @@ impl Shared {
         Duration::from_millis(self.now.load(SeqCst).saturating_sub(time))
     }
 
-    /// Ends the process with what has happened, unless it ends anyway.
-    fn end(&self, message: &str) {
+    /// Ends the process with what has happened, unless it ends anyway. `store`: where the others learn of it.
+    fn end(&self, message: &str, store: Option<&Store>) {
         if !self.quiet.swap(true, SeqCst) {
             (self.report)(message);
-            self.linger();
+            if let Some(store) = store {
+                // Not rank 0, nor the one that is lost.
+                self.linger(store, self.place.size.saturating_sub(2));
+            }
             // SAFETY: ends the process at once. The main thread may be inside of a collective for good, so that nothing
             // can be torn down; the files of a training are whole at any moment.
             unsafe { libc::_exit(1) }
         }
     }
 
-    /// Whoever keeps the store stays until the others have seen there why they end.
-    fn linger(&self) {
-        if self.place.rank == 0 && !self.place.kept {
-            thread::sleep(2 * self.interval());
+    /// Says that this rank knows why all end. Whoever keeps the store stays until `others` do, as far as they live.
+    fn linger(&self, store: &Store, others: usize) {
+        let known = self.key(KNOWN);
+        if self.place.rank > 0 {
+            // Without a store there is nobody to tell.
+            let _ = store.add(&known, 1);
+        } else if !self.place.kept {
+            let end = Instant::now() + self.patience().max(2 * self.interval());
+            while Instant::now() < end && store.add(&known, 0).is_ok_and(|count| count < others as i64) {
+                thread::sleep(Duration::from_millis(10));
+            }
         }
     }
 
@@ -206,11 +217,11 @@ impl Shared {
         while !self.quiet.load(SeqCst) {
             let listen = if self.broken.load(SeqCst) { size - 1 } else { 1 };
             match self.round(store, &mut others[..listen], &mut was_busy) {
-                Ok(Some(failure)) => return self.end(&failure),
+                Ok(Some(failure)) => return self.end(&failure, Some(store)),
                 Ok(None) => {}
                 Err(error) => {
                     let keeper = self.place.keeper();
-                    return self.end(&format!("{keeper} is gone: {error}"));
+                    return self.end(&format!("{keeper} is gone: {error}"), None);
                 }
             }
             if let Some(lost) = others[..listen].iter().find(|other| self.since(other.at) > self.patience()) {
@@ -250,7 +261,7 @@ impl Shared {
     fn condemn(&self, store: &Store, message: &str) {
         if !self.quiet.load(SeqCst) {
             let _ = store.set_once(&self.key(FAILED), message);
-            self.end(message);
+            self.end(message, Some(store));
         }
     }
 
@@ -269,7 +280,7 @@ impl Shared {
             }
             if self.since(self.answered.load(SeqCst)) > self.patience() + self.interval() {
                 let (keeper, seconds) = (self.place.keeper(), self.patience().as_secs_f64());
-                self.end(&format!("{keeper} has not been heard of for {seconds:.0} s"));
+                self.end(&format!("{keeper} has not been heard of for {seconds:.0} s"), None);
             }
         }
     }
