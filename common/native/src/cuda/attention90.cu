@@ -49,12 +49,12 @@ struct Ring {
   uint32_t first;
   __device__ uint32_t operator[](int number) const { return first + number % SLOTS * 8; }
   __device__ void start(int arrivals) const {
-    for (int i = 0; i < SLOTS; i++) barrier_start(first + i * 8, arrivals);
+    for (int i = 0; i < SLOTS; i++) barrier_init(first + i * 8, arrivals);
   }
   // Until phase `number` is over.
-  __device__ void await(int number) const { wait((*this)[number], number / SLOTS % 2); }
+  __device__ void await(int number) const { barrier_poll((*this)[number], number / SLOTS % 2); }
   // Until the slot that `number` takes was released by who had it before.
-  __device__ void await_free(int number) const { wait((*this)[number], number / SLOTS % 2 ^ 1); }
+  __device__ void await_free(int number) const { barrier_poll((*this)[number], number / SLOTS % 2 ^ 1); }
 };
 
 // Where a lane writes the first of four matrices by store_matrices: those of a warp's 16 rows and 16 columns, as a left
@@ -113,7 +113,7 @@ __device__ void forward(const ForwardMaps& maps, float* lse, int tokens, int hea
     queries_empty.start(GROUPS * 4);
     full.start(1);
     empty.start(GROUPS * 4);
-    barriers_started();
+    barriers_publish();
   }
   __syncthreads();
 
@@ -127,7 +127,7 @@ __device__ void forward(const ForwardMaps& maps, float* lse, int tokens, int hea
       const int head = index / parts % heads, sample = index / parts / heads;
       const auto load = [&](uint32_t to, int which, int first, uint32_t barrier) {
         const int tiles = min(GROUPS, blocks - first / BLOCK);
-        arrive_expecting(barrier, tiles * TILE);
+        barrier_expect(barrier, tiles * TILE);
         for (int i = 0; i < tiles; i++)
           load_tile(to + i * TILE, maps.qkv, (which * heads + head) * HEAD, first + i * BLOCK, sample, barrier);
       };
@@ -145,13 +145,13 @@ __device__ void forward(const ForwardMaps& maps, float* lse, int tokens, int hea
   more_registers<112>();
   const int own = threadIdx.x / WARP % 4 * OWN;
   const auto release = [&](uint32_t barrier) {
-    if (lane == 0) arrive(barrier);
+    if (lane == 0) barrier_arrive(barrier);
   };
   // The queries before gave their place to the output, which is free once that was read.
   const auto release_output = [&] {
     if (turn > 0 && lane == 0) {
       stores_read();
-      arrive(queries_empty[turn - 1]);
+      barrier_arrive(queries_empty[turn - 1]);
     }
   };
   for (int index = blockIdx.x; index < count; index += gridDim.x, turn++, number += 2 * parts) {
@@ -333,7 +333,7 @@ struct Backward {
       sums_full().start(8);
       queries_full().start(1);
       stats_full().start(4);
-      barriers_started();
+      barriers_publish();
     }
     __syncthreads();
   }
@@ -365,7 +365,7 @@ struct Backward {
       add(dk, SCALE, sums(warp));
       add(dv, 1, sums(warp) + HEAD);
       __syncwarp();
-      if (pass + 1 == passes && lane == 0) arrive(sums_full()[last_step / (passes * blocks)]);
+      if (pass + 1 == passes && lane == 0) barrier_arrive(sums_full()[last_step / (passes * blocks)]);
       group_sync(1 + group);
       stage(keys_before + 2 * TILE, own, dv, 1, 1);
       ds_empty().await(last_step);
@@ -454,7 +454,7 @@ struct Backward {
           if (lane == 0) {
             // What the pass before left in the place of its keys and values was read.
             if (block == 0) stores_read();
-            arrive(ds_full()[step]);
+            barrier_arrive(ds_full()[step]);
           }
           __syncwarp();
           query_before = query;
@@ -482,7 +482,7 @@ struct Backward {
       const int head = number / passes, index = blockIdx.x + head * gridDim.x;
       if (head >= heads) return;
       const int sample = index / g.heads, column = index % g.heads * HEAD, row = number % passes * KEYS;
-      arrive_expecting(keys_full()[number], 4 * TILE);
+      barrier_expect(keys_full()[number], 4 * TILE);
       for (int i = 0; i < 4; i++)
         load_tile(keys(number) + i * TILE, maps.qkv, (1 + i / 2) * g.heads * HEAD + column, row + i % 2 * BLOCK, sample,
                   keys_full()[number]);
@@ -491,14 +491,14 @@ struct Backward {
       const int head = tile / tiles_each, index = blockIdx.x + head * gridDim.x;
       if (head >= heads) return;
       const int sample = index / g.heads, column = index % g.heads * HEAD, row = tile % blocks * BLOCK;
-      arrive_expecting(queries_full()[tile], 2 * TILE);
+      barrier_expect(queries_full()[tile], 2 * TILE);
       load_tile(queries(tile), maps.qkv, column, row, sample, queries_full()[tile]);
       load_tile(queries(tile) + TILE, maps.dout, column, row, sample, queries_full()[tile]);
     };
     const auto load_out = [&](int tile) {
       const int head = tile / tiles_each, index = blockIdx.x + head * gridDim.x;
       if (head >= heads) return;
-      arrive_expecting(outs_full()[tile], TILE);
+      barrier_expect(outs_full()[tile], TILE);
       load_tile(outs(tile), maps.out, index % g.heads * HEAD, tile % blocks * BLOCK, index / g.heads, outs_full()[tile]);
     };
     if (thread == 0) {
@@ -543,7 +543,7 @@ struct Backward {
         stats(tile)[BLOCK + row] = delta;
       }
       group_sync(3);
-      if (lane == 0) arrive(stats_full()[tile]);
+      if (lane == 0) barrier_arrive(stats_full()[tile]);
       if (thread == 2 * WARP) load_out(tile + 2);
       __syncwarp();
       const bool last = block + 1 == blocks;
@@ -594,7 +594,7 @@ struct Backward {
       }
       products_wait<0>();
       keep(sum);
-      if (lane == 0) arrive(ds_empty()[step]);
+      if (lane == 0) barrier_arrive(ds_empty()[step]);
       if (LONG && pass > 0)
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -684,11 +684,19 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
 
 namespace lcf {
 
+// Of [samples, tokens, columns]. False where the driver does not take it.
+static bool describe_all(CUtensorMap& map, const void* data, int samples, int tokens, int columns, int rows) {
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(tokens),
+                               static_cast<cuuint64_t>(samples)};
+  return describe(map, data, sizes, rows) == cudaSuccess;
+}
+
 int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens, int heads, int samples, int processors,
                              cudaStream_t stream) {
   ForwardMaps maps;
   const int width = heads * HEAD;
-  if (!describe(&maps.qkv, qkv, samples, tokens, 3 * width, BLOCK) || !describe(&maps.out, out, samples, tokens, width, OWN))
+  if (!describe_all(maps.qkv, qkv, samples, tokens, 3 * width, BLOCK) ||
+      !describe_all(maps.out, out, samples, tokens, width, OWN))
     return cudaErrorNotSupported;
   cudaFuncSetAttribute(attention_forward90, cudaFuncAttributeMaxDynamicSharedMemorySize, FORWARD_BYTES);
   const int count = samples * heads * ((tokens + ROWS - 1) / ROWS);
@@ -699,10 +707,10 @@ int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens,
 int attention_backward_hopper(const Gradient& g, int processors, cudaStream_t stream) {
   BackwardMaps maps;
   const int width = g.heads * HEAD;
-  if (!describe(&maps.qkv, g.qkv, g.samples, g.tokens, 3 * width, BLOCK) ||
-      !describe(&maps.out, g.out, g.samples, g.tokens, width, BLOCK) ||
-      !describe(&maps.dout, g.dout, g.samples, g.tokens, width, BLOCK) ||
-      !describe(&maps.dqkv, g.dqkv, g.samples, g.tokens, 3 * width, OWN))
+  if (!describe_all(maps.qkv, g.qkv, g.samples, g.tokens, 3 * width, BLOCK) ||
+      !describe_all(maps.out, g.out, g.samples, g.tokens, width, BLOCK) ||
+      !describe_all(maps.dout, g.dout, g.samples, g.tokens, width, BLOCK) ||
+      !describe_all(maps.dqkv, g.dqkv, g.samples, g.tokens, 3 * width, OWN))
     return cudaErrorNotSupported;
   const auto kernel = g.tokens > MAX_SHORT ? attention_backward90<true> : attention_backward90<false>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BACKWARD_BYTES);

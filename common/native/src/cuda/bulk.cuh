@@ -46,9 +46,21 @@ __device__ inline void prefetch_tile(const CUtensorMap& map, int row, int column
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
 }
 
-// Describes a contiguous matrix of bf16 in tiles of `tile_rows` x 64, which lie in shared memory as row_address says. The
-// driver's function is looked up when first needed, so that a machine without a driver can start the program.
-inline cudaError_t describe_tiles(CUtensorMap& map, const void* matrix, uint64_t rows, uint64_t columns, uint32_t tile_rows) {
+// A group gives registers back, or gets more once others gave theirs: per thread, a multiple of 8.
+template <int COUNT>
+__device__ inline void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// Describes contiguous bf16, a matrix [rows, columns] or so many of them, in tiles of `tile_rows` x 64 that lie in shared
+// memory as row_address says; rows that do not exist are read as zeros and not written. The driver's function is looked up
+// when first needed, so that a machine without a driver can start the program.
+template <int DIMENSIONS>
+inline cudaError_t describe(CUtensorMap& map, const void* data, const cuuint64_t (&sizes)[DIMENSIONS], uint32_t tile_rows) {
   static const auto encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result;
@@ -56,10 +68,11 @@ inline cudaError_t describe_tiles(CUtensorMap& map, const void* matrix, uint64_t
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   }();
   if (!encode) return cudaErrorNotSupported;
-  const cuuint64_t sizes[2] = {columns, rows}, strides[1] = {columns * 2};
-  const cuuint32_t box[2] = {64, tile_rows}, steps[2] = {1, 1};
-  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), sizes, strides, box,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  // Columns first, and strides in bytes from the second dimension on.
+  const cuuint64_t strides[2] = {sizes[0] * 2, sizes[0] * sizes[1] * 2};
+  const cuuint32_t box[3] = {64, tile_rows, 1}, steps[3] = {1, 1, 1};
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, DIMENSIONS, const_cast<void*>(data), sizes, strides,
+                                 box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

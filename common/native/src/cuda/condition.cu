@@ -3,23 +3,11 @@
 // Every sum has a fixed order.
 #include <cuda_runtime.h>
 
-#include "mma.cuh"
+#include "vector.cuh"
 
 namespace {
 
 using namespace lcf;
-
-__device__ inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-
-__device__ inline float4 load4(const bf16* p) {
-  const uint2 raw = *reinterpret_cast<const uint2*>(p);
-  const float2 low = unpack(raw.x), high = unpack(raw.y);
-  return make_float4(low.x, low.y, high.x, high.y);
-}
-
-__device__ inline float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
-
-__device__ inline uint2 pack4(float4 v) { return make_uint2(pack(v.x, v.y), pack(v.z, v.w)); }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
@@ -269,7 +257,7 @@ __global__ void add_positions(uint2* x, const float4* positions, int quads) {
   if (i >= quads) return;
   const long at = static_cast<long>(blockIdx.y) * quads + i;
   const float4 sum = load4(reinterpret_cast<const bf16*>(x + at)) + positions[i];
-  x[at] = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+  x[at] = pack4(sum);
 }
 
 struct Leave {

@@ -6,7 +6,7 @@
 //   L = 1/n sum_i [ d(z_i, p_i) / tau + log sum_j exp(-d(z_i, z_j) / tau) ].
 #include <cuda_runtime.h>
 
-#include "mma.cuh"
+#include "vector.cuh"
 
 namespace {
 
@@ -28,14 +28,6 @@ struct Contrast {
 
 constexpr int WARPS = 8;
 
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-  for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL, value, offset);
-  return value;
-}
-
-__device__ inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-
 __device__ inline int anchors(const Contrast& c) { return min(*c.low, c.slots); }
 
 // One warp a pair.
@@ -51,7 +43,7 @@ __global__ void __launch_bounds__(WARPS* WARP) distances(Contrast c) {
     const float4 d = make_float4(x.x - y.x, x.y - y.y, x.z - y.z, x.w - y.w);
     sum += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
   }
-  sum = warp_sum(sum);
+  sum = lane_sum(sum);
   if (lane == 0) c.distance[static_cast<long>(i) * (c.batch + 1) + j] = sum * c.scale;
 }
 
@@ -76,8 +68,8 @@ __global__ void __launch_bounds__(LOSS_WARPS* WARP) losses(Contrast c) {
     for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, offset));
     for (int j = lane; j <= c.batch; j += WARP)
       if (counts(c, i, j)) sum += expf(-d[j] / c.tau - most);
-    const float lse = most + logf(warp_sum(sum)), to_positive = d[c.batch];
-    all = warp_sum(all);
+    const float lse = most + logf(lane_sum(sum)), to_positive = d[c.batch];
+    all = lane_sum(all);
     loss += (c.pull ? to_positive / c.tau : 0.0f) + (c.push ? lse : 0.0f);
     pull += to_positive;
     // The distance to itself is zero.
@@ -153,7 +145,7 @@ __global__ void __launch_bounds__(WARPS* WARP) unit(const float* f, float* z, fl
   if (row >= rows) return;
   float square = 0;
   for (long k = row * len + lane; k < (row + 1) * len; k += WARP) square += f[k] * f[k];
-  square = warp_sum(square);
+  square = lane_sum(square);
   const float root = sqrtf(fmaxf(square, LEAST));
   for (long k = row * len + lane; k < (row + 1) * len; k += WARP) z[k] = f[k] / root;
   if (lane == 0) length[row] = square < LEAST ? -root : root;
@@ -166,7 +158,7 @@ __global__ void __launch_bounds__(WARPS* WARP) unit_backward(const float* z, con
   float along = 0;
   for (long k = row * len + lane; k < (row + 1) * len; k += WARP) along += z[k] * d[k];
   const float by = length[row];
-  along = by > 0 ? warp_sum(along) : 0.0f;
+  along = by > 0 ? lane_sum(along) : 0.0f;
   for (long k = row * len + lane; k < (row + 1) * len; k += WARP) d[k] = (d[k] - z[k] * along) / fabsf(by);
 }
 

@@ -290,10 +290,10 @@ __device__ void work(const CUtensorMap& map, const Mlp& m, char* shared) {
   __syncthreads();
   // A group whose first warp copies leaves its registers to those that multiply.
   if (threadIdx.x >= GROUPS * GROUP) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    fewer_registers<24>();
     if (threadIdx.x < GROUPS * GROUP + WARP) bring_rows<K / 64, N, BACKWARD>(map, m, s);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    more_registers<240>();
     multiply_rows<K, N, BACKWARD>(m, s);
   }
 }
@@ -324,7 +324,8 @@ int sharers(int k, int columns) {
 template <bool BACKWARD>
 int launch(const void* rows, const Mlp& m, int k, void* stream) {
   CUtensorMap map;
-  const cudaError_t error = describe_tiles(map, rows, m.rows, k, ROWS);
+  const cudaError_t error =
+      describe(map, rows, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(m.rows)}, ROWS);
   if (error != cudaSuccess) return error;
   const auto kernel = k == 384 ? mlp90<384, BACKWARD> : mlp90<768, BACKWARD>;
   const int bytes = k == 384 ? SHARED<384> : SHARED<768>;

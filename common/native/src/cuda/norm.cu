@@ -13,7 +13,7 @@
 // gate, shift and scale are bf16 rows of length D, one a sample, `stride` apart; D is a multiple of 128.
 #include <cuda_runtime.h>
 
-#include "mma.cuh"
+#include "vector.cuh"
 
 namespace {
 
@@ -22,14 +22,6 @@ using namespace lcf;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * WARP;
 
-// Sum over lanes that differ in the bits below LANES.
-template <int LANES>
-__device__ inline float lane_sum(float value) {
-#pragma unroll
-  for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL, value, offset);
-  return value;
-}
-
 // ---- forward ----
 
 // Eight consecutive numbers, 16 bytes of bf16.
@@ -37,7 +29,7 @@ struct Eight {
   float v[8];
 };
 
-__device__ inline Eight widen(uint4 raw) {
+__device__ inline Eight widen8(uint4 raw) {
   const float2 a = unpack(raw.x), b = unpack(raw.y), c = unpack(raw.z), d = unpack(raw.w);
   return {{a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y}};
 }
@@ -106,17 +98,17 @@ __global__ void __launch_bounds__(THREADS) norm_forward(Forward f) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < V; i++) {
-    x[i] = widen(raw[i]);
+    x[i] = widen8(raw[i]);
 #pragma unroll
     for (int j = 0; j < 8; j++) x[i].v[j] = refine(x[i].v[j], j < 4 ? low[i].x : low[i].y, j % 4);
     if (GATED) {
-      const Eight by = widen(gate[i]), h = widen(branch[i]);
+      const Eight by = widen8(gate[i]), h = widen8(branch[i]);
 #pragma unroll
       for (int j = 0; j < 8; j++) x[i].v[j] += by.v[j] * h.v[j];
       const uint4 rounded = narrow(x[i]);
       store16(f.x_out + at + i * step, rounded);
       if (f.x_out_low) {
-        const Eight high = widen(rounded);
+        const Eight high = widen8(rounded);
         const uint2 rest = make_uint2(lacks(x[i].v, high.v), lacks(x[i].v + 4, high.v + 4));
         *reinterpret_cast<uint2*>(f.x_out_low + at + i * step) = rest;
       }
@@ -142,7 +134,7 @@ __global__ void __launch_bounds__(THREADS) norm_forward(Forward f) {
   const float rstd = rsqrtf(lane_sum<LANES<D>>(square) * (1.0f / D) + f.eps);
 #pragma unroll
   for (int i = 0; i < V; i++) {
-    const Eight by = widen(scale[i]), plus = widen(shift[i]);
+    const Eight by = widen8(scale[i]), plus = widen8(shift[i]);
 #pragma unroll
     for (int j = 0; j < 8; j++) x[i].v[j] = x[i].v[j] * rstd * (by.v[j] + 1.0f) + plus.v[j];
     store16(f.y + at + i * step, narrow(x[i]));
@@ -168,25 +160,6 @@ struct Backward {
   int tokens;
 };
 
-// Four consecutive numbers.
-__device__ inline float4 widen(uint2 raw) {
-  const float2 low = unpack(raw.x), high = unpack(raw.y);
-  return make_float4(low.x, low.y, high.x, high.y);
-}
-
-__device__ inline float4 load4(const bf16* p) { return widen(*reinterpret_cast<const uint2*>(p)); }
-__device__ inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-
-__device__ inline void store4(bf16* p, float4 v) {
-  *reinterpret_cast<uint2*>(p) = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
-}
-
-__device__ inline void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-
-__device__ inline float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
-__device__ inline float4 operator*(float4 a, float4 b) { return {a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w}; }
-__device__ inline float4 operator+(float4 a, float b) { return {a.x + b, a.y + b, a.z + b, a.w + b}; }
-__device__ inline float4 operator*(float4 a, float b) { return {a.x * b, a.y * b, a.z * b, a.w * b}; }
 __device__ inline float total(float4 a) { return (a.x + a.y) + (a.z + a.w); }
 
 // What is on its way to a warp: rows of x, dy, dx' and h, and the two numbers of the row.
@@ -289,8 +262,8 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<D>) norm_backward(Backward b
       sum_g += total(g[i]);
       sum_gn += total(g[i] * normal[i]);
     }
-    sum_g = lane_sum<WARP>(sum_g) * (1.0f / D);
-    sum_gn = lane_sum<WARP>(sum_gn) * (1.0f / D);
+    sum_g = lane_sum(sum_g) * (1.0f / D);
+    sum_gn = lane_sum(sum_gn) * (1.0f / D);
 #pragma unroll
     for (int i = 0; i < V; i++) {
       const int column = (i * WARP + lane) * 4;
