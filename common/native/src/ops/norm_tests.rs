@@ -39,7 +39,7 @@ fn run(case: &Case) {
     let &Case { tokens, width, samples, chunks, branch, fine, next, direct } = case;
     let size = [samples, tokens, width];
     // A rest that points below zero belongs to no number that is rounded to zero.
-    let high = (random(&size, Kind::BFloat16) * 1.5 + 0.25);
+    let high = random(&size, Kind::BFloat16) * 1.5 + 0.25;
     let high = high.masked_fill(&high.eq(0.0), 0.25);
     let low = fine.then(|| Tensor::randint_low(-128, 128, size, (Kind::Int8, DEVICE)));
     let x = Stream { high, low };
