@@ -223,7 +223,8 @@ impl Captured {
         let batch = self.draws.own_batch();
         let whole = Whole { samples: self.draws.batch, low: self.draws.slots };
         let ends = self.config.objective.cuts().then_some(&drawn.ends);
-        let plan = Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, ends };
+        let plan =
+            Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, constants: options.detach, ends };
         let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
         let (error, out) = self.flow(&pass.out, drawn);
 

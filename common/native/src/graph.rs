@@ -29,6 +29,9 @@ type CountOf = unsafe extern "C" fn(*mut c_void, *mut i64) -> c_int;
 struct Api {
     error: Text,
     use_stream: OnDevice,
+    step_aside: OnDevice,
+    step_back: OnDevice,
+    join: OnDevice,
     begin: Make,
     end: Use,
     replay: Use,
@@ -65,6 +68,9 @@ impl Api {
             Ok(Self {
                 error: std::mem::transmute::<NonNull<c_void>, Text>(find(c"lcf_graph_error")?),
                 use_stream: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_use_stream")?),
+                step_aside: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_step_aside")?),
+                step_back: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_step_back")?),
+                join: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_join")?),
                 begin: std::mem::transmute::<NonNull<c_void>, Make>(find(c"lcf_graph_begin")?),
                 end: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_end")?),
                 replay: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_replay")?),
@@ -104,6 +110,42 @@ pub fn use_stream(device: Device) -> Result<(), TchError> {
     // SAFETY: no pointers.
     crate::ops::check("device", unsafe { lcf_use_device(index(device)) });
     Ok(())
+}
+
+/// Work on a second stream of this thread, beside what the first is given until [`Aside::join`]. What it reads has to live
+/// until then.
+#[derive(Debug)]
+#[must_use]
+pub struct Aside<T> {
+    device: Device,
+    result: T,
+}
+
+impl<T> Aside<T> {
+    /// Starts `work`, operations on `device`, after what the stream was given before.
+    ///
+    /// # Errors
+    /// No CUDA.
+    pub fn start(device: Device, work: impl FnOnce() -> T) -> Result<Self, TchError> {
+        let api = Api::get()?;
+        // SAFETY: no pointers.
+        api.check(unsafe { (api.step_aside)(index(device)) })?;
+        let result = work();
+        // SAFETY: likewise.
+        api.check(unsafe { (api.step_back)(index(device)) })?;
+        Ok(Self { device, result })
+    }
+
+    /// Its result, once what the stream is given from now on waits for it.
+    ///
+    /// # Errors
+    /// A CUDA error.
+    pub fn join(self) -> Result<T, TchError> {
+        let api = Api::get()?;
+        // SAFETY: no pointers.
+        api.check(unsafe { (api.join)(index(self.device)) })?;
+        Ok(self.result)
+    }
 }
 
 /// Most bytes that tensors on `device` took at once since the program started.

@@ -400,15 +400,15 @@ pub struct Normed {
     pub stats: Tensor,
 }
 
-/// x' = x + gate branch, and its modulated norm. `fine`: whether the new stream has a `low`; without a branch it is the old.
-pub fn norm(x: &Stream, by: &Modulation, fine: bool) -> Normed {
+/// x' = x + gate branch, which has a `low`, and its modulated norm; without a branch x' is x.
+pub fn norm(x: &Stream, by: &Modulation) -> Normed {
     let (b, n, d) = x.high.size3().expect("a stream is [B, N, D]");
     let ([shift, scale, gate, h], stride) = by.parts(b, n, d);
     let int8 = (Kind::Int8, x.high.device());
     let out = Stream {
         high: if by.branch.is_some() { x.high.empty_like() } else { x.high.shallow_clone() },
         low: match by.branch {
-            Some(_) => fine.then(|| Tensor::empty([b, n, d], int8)),
+            Some(_) => Some(Tensor::empty([b, n, d], int8)),
             None => x.low.as_ref().map(Tensor::shallow_clone),
         },
     };
@@ -528,24 +528,23 @@ pub fn gelu_parts(width: i64, hidden: i64) -> i64 {
     }
 }
 
-/// (dy W) gelu'(z), dy `[.., N]`, weight `[N, K]` and z `[.., K]` to `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets
+/// (dy W) gelu'(z) into `dz`: dy `[.., N]`, weight `[N, K]`, z and dz `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets
 /// its sums over shares of the rows.
-pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tensor) -> Tensor {
+pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tensor, dz: &Tensor) {
     let ((rows, n), (_, k)) = (matrix(dy), matrix(weight));
     assert_eq!(matrix(sums), (gelu_parts(n, k), k), "sums of a gradient");
+    assert_eq!(matrix(dz), (rows, k), "rows and columns of a gradient");
     if mlp_parts(n, k) == 0 {
-        let dz = input_gradient(dy, weight);
-        gelu_backward(&dz, z, sums);
-        return dz;
+        product(weight, dy, dz, [k, rows, n], [false, false], &Epilogue::None);
+        return gelu_backward(dz, z, sums);
     }
-    let dz = with_columns(dy, k, Kind::BFloat16);
     // SAFETY: sizes are checked.
     let code = unsafe {
         lcf_mlp_backward(
             bf16(dy, rows * n),
             bf16(weight, n * k),
             bf16(z, rows * k),
-            bf16(&dz, rows * k),
+            bf16(dz, rows * k),
             fp32(sums, sums.numel() as i64),
             rows as c_int,
             n as c_int,
@@ -554,7 +553,6 @@ pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tens
         )
     };
     check("gradient through GELU", code);
-    dz
 }
 
 /// d *= gelu'(z) in place, both `[.., F]`; `sums`, fp32 `[parts, F]`, gets the sums over `parts` shares of the rows.
@@ -619,7 +617,8 @@ mod tests {
             let weight = weight.transpose(0, 1).contiguous();
             let sums = Tensor::full([gelu_parts(width, hidden), hidden], f64::NAN, (Kind::Float, DEVICE));
             poison();
-            let dz = gelu_input_gradient(&x, &weight, &z, &sums);
+            let dz = Tensor::full_like(&z, f64::NAN);
+            gelu_input_gradient(&x, &weight, &z, &sums, &dz);
             let leaf = double(&z).set_requires_grad(true);
             let arriving = double(&x).matmul(&double(&weight));
             let truth =

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +42,22 @@ struct Graph {
 
 void check(cudaError_t code) { TORCH_CHECK(code == cudaSuccess, cudaGetErrorString(code)); }
 
+// A thread's two streams on a device, and the events by which they wait for each other.
+struct Aside {
+  std::optional<c10::cuda::CUDAStream> first, second;
+  cudaEvent_t begun = nullptr, ended = nullptr;
+
+  static Aside& of(int device) {
+    thread_local std::map<int, Aside> all;
+    Aside& aside = all[device];
+    if (!aside.second) {
+      for (auto event : {&aside.begun, &aside.ended}) check(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+      aside.second = c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device));
+    }
+    return aside;
+  }
+};
+
 }  // namespace
 
 extern "C" const char* lcf_graph_error() { return last_error.c_str(); }
@@ -65,6 +83,31 @@ extern "C" int lcf_graph_end(Graph* graph) {
     graph->graph.capture_end();
     graph->graph.instantiate();
   });
+}
+
+// Makes another stream this thread's current one, which starts after what the one before was asked for so far.
+extern "C" int lcf_graph_step_aside(int device) {
+  return guarded([&] {
+    Aside& aside = Aside::of(device);
+    aside.first = c10::cuda::getCurrentCUDAStream();
+    check(cudaEventRecord(aside.begun, *aside.first));
+    check(cudaStreamWaitEvent(*aside.second, aside.begun));
+    c10::cuda::setCurrentCUDAStream(*aside.second);
+  });
+}
+
+// Back to the stream before.
+extern "C" int lcf_graph_step_back(int device) {
+  return guarded([&] {
+    Aside& aside = Aside::of(device);
+    check(cudaEventRecord(aside.ended, *aside.second));
+    c10::cuda::setCurrentCUDAStream(*aside.first);
+  });
+}
+
+// What the current stream is asked for from now on starts after what the other one was asked for.
+extern "C" int lcf_graph_join(int device) {
+  return guarded([&] { check(cudaStreamWaitEvent(c10::cuda::getCurrentCUDAStream(), Aside::of(device).ended)); });
 }
 
 // How many kernels a replay starts.
