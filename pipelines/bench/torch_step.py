@@ -122,8 +122,10 @@ class Loss:
             return loss
         anchors, positives, negatives = h[:b][low], h[b:].detach(), h[:b].detach()
         present = (t[low] < self.t_min).float()
-        pull = ((anchors - positives) ** 2).mean(-1) / self.tau
-        push = ((anchors[:, None] - negatives[None]) ** 2).mean(-1) / self.tau
+        pull = ((anchors - positives) ** 2).sum(-1) / self.tau
+        push = ((anchors[:, None] - negatives[None]) ** 2).sum(-1) / self.tau
+        itself = low[:, None] == torch.arange(b, device=low.device)
+        push = torch.cat([push.masked_fill(itself, math.inf), pull[:, None]], 1)
         contrast = ((pull + torch.logsumexp(-push, 1)) * present).sum() / present.sum().clamp(min=1)
         return loss + self.weight * contrast
 

@@ -79,8 +79,8 @@ fn anchors(config: &TrainConfig) -> f64 {
 }
 
 /// What an image of a step takes at least: both passes, a share of the update, and, where it is an anchor, its copy at
-/// T_min, which goes through the blocks before the features: forward only where it is a constant. That anchors of an
-/// objective that cuts leave after those blocks is not counted.
+/// T_min, which goes forward through the blocks before the features. That anchors of an objective that cuts leave after
+/// those blocks is not counted.
 fn least(config: &TrainConfig, shapes: &Shapes, device: Device) -> Work {
     let Shapes { model, input, .. } = shapes;
     let batch = config.batch as f64;
@@ -88,15 +88,9 @@ fn least(config: &TrainConfig, shapes: &Shapes, device: Device) -> Work {
     let mut flop = Flops::velocity(model, input).both_passes();
     let mut bytes = model.depth as f64 * (FORWARD_KEPT + BACKWARD) * unit;
     if let Some(contrast) = config.contrast() {
-        let features = Flops::features(model, input, contrast.layer as i64);
-        let units = contrast.layer as f64 * unit;
         let share = anchors(config) / batch;
-        let (more_flop, more_bytes) = match contrast.detach {
-            true => (features.forward(), units * FORWARD),
-            false => (features.both_passes(), units * (FORWARD_KEPT + BACKWARD)),
-        };
-        flop += share * more_flop;
-        bytes += share * more_bytes;
+        flop += share * Flops::features(model, input, contrast.layer as i64).forward();
+        bytes += share * contrast.layer as f64 * FORWARD * unit;
     }
     bytes += UPDATE * Layout::new(model, input).parameters() as f64 / batch;
     work(flop, bytes, device)
@@ -129,8 +123,6 @@ mod tests {
         assert!((flop / 1e12 - 9.4938).abs() < 1e-4, "{flop}");
         // 256 x 12 x 88 units of 196,608 bytes; 5.12 x 8 x 28; 46 bytes of 32,471,436 parameters.
         assert!((bytes / 1e9 - (53.150 + 0.2255 + 1.4937)).abs() < 1e-3, "{bytes}");
-        config.contrast.as_mut().unwrap().detach = false;
-        assert!(step(&config)[0] > flop && step(&config)[1] > bytes);
         config.objective = crate::config::Objective::Fm;
         assert_eq!((step(&config)[0], anchors(&config)), (9_452_509_986_816.0, 0.0));
         assert_eq!(least(&config, &shapes, Device::Cpu).bytes_per_item, None);

@@ -8,14 +8,7 @@
 //! Samples and slots are dealt to the ranks as in [`crate::ranks`]. NCCL's work is recorded like any other.
 
 use crate::{
-    batch::Whole,
-    config::TrainConfig,
-    contrast::{Pool, Positive},
-    flow::Reduction,
-    gathered::contrasted,
-    ranks::Ranks,
-    step::Totals,
-    times::Times,
+    batch::Whole, config::TrainConfig, flow::Reduction, gathered::contrasted, ranks::Ranks, step::Totals, times::Times,
 };
 use lcf_model::{
     Fused, Params,
@@ -86,10 +79,6 @@ impl Captured {
         let base = |purpose| Rng::new(config.seed, purpose).base();
         // One at least for each rank.
         let slots = config.contrast().map_or(0, |_| slots(batch, config.threshold()).max(ranks.size() as i64));
-        let positive = config.contrast().map_or(0.0, |contrast| match contrast.positive {
-            Positive::TMin => config.threshold(),
-            Positive::Zero => 0.0,
-        });
         let (optim, ema) = (&config.optim, &config.ema);
         let (dimensions, lambda) =
             (input.channels * input.side * input.side, config.contrast().map_or(0.0, |c| c.lambda));
@@ -101,7 +90,6 @@ impl Captured {
                 noise: base(Purpose::Noise),
                 flip: config.flip.then(|| base(Purpose::Flip)),
                 threshold: config.threshold() as f32,
-                positive: positive as f32,
                 logit_normal: match config.times {
                     Times::Uniform => None,
                     Times::LogitNormal { mean, std } => Some((mean as f32, std as f32)),
@@ -220,22 +208,16 @@ impl Captured {
     /// contrast).
     fn contrasted(&self, drawn: &Drawn) -> (Tensor, Option<Tensor>) {
         let options = self.config.contrast().expect("asked for");
-        let batch = self.draws.own_batch();
         let whole = Whole { samples: self.draws.batch, low: self.draws.slots };
         let ends = self.config.objective.cuts().then_some(&drawn.ends);
-        let plan =
-            Plan { layer: options.layer, mean: options.pool == Pool::Mean, on: batch, constants: options.detach, ends };
+        let plan = Plan { layer: options.layer, batch: self.draws.own_batch(), ends };
         let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
         let (error, out) = self.flow(&pass.out, drawn);
 
-        let features = pass.features.expect("planned");
-        let tokens = features.size()[1];
+        let [features, positives] = pass.features.expect("planned");
         // A mean passes on to each token its share.
-        let by = if options.pool == Pool::Mean { options.lambda / self.tokens() } else { options.lambda };
-        let (numbers, gradient) =
-            contrasted(&self.ranks, &features.flatten(1, -1), batch, whole, &drawn.low, options, by);
-        // All samples, or those that are no constants.
-        let gradient = gradient.view([-1, tokens, self.config.model.width]);
+        let by = options.lambda / self.tokens();
+        let (numbers, gradient) = contrasted(&self.ranks, &features, &positives, whole, &drawn.low, options, by);
         let start = Start { out: &out, features: Some((options.layer, &gradient)) };
         self.net.backward(pass.kept, &start, &self.gradient);
         (error, Some(numbers))
@@ -304,7 +286,12 @@ mod cuda_tests {
     //! Run on a GPU machine with `--features cuda-tests`.
 
     use super::*;
-    use crate::{batch::numbered, config::tests::small, contrast::Norm, step::Trainer};
+    use crate::{
+        batch::numbered,
+        config::tests::small,
+        contrast::{Denominator, Norm},
+        step::Trainer,
+    };
     use lcf_model::{Engine, ModelConfig, Precision, bench::inputs::stir};
     use tch::Device;
 
@@ -312,14 +299,14 @@ mod cuda_tests {
 
     fn configs() -> Vec<TrainConfig> {
         let mut all: Vec<TrainConfig> = ["fm", "fm_truncated", "lcf", "fm_contrastive"].map(small).into();
-        let mut other = |edit: fn(&mut crate::contrast::ContrastConfig)| {
-            let mut config = small("lcf");
-            edit(config.contrast.as_mut().expect("lcf has one"));
-            all.push(config);
-        };
-        other(|contrast| contrast.detach = false);
-        other(|contrast| contrast.pool = Pool::Flatten);
-        other(|contrast| (contrast.norm, contrast.detach) = (Norm::L2, false));
+        // Distances over tau that are small enough for bf16 not to show in their exponentials.
+        for contrast in all.iter_mut().filter_map(|config| config.contrast.as_mut()) {
+            contrast.tau = 64.0;
+        }
+        let mut other = small("lcf");
+        let contrast = other.contrast.as_mut().expect("lcf has one");
+        (contrast.denominator, contrast.norm) = (Denominator::Algorithm1, Norm::L2);
+        all.push(other);
         for config in &mut all {
             config.model = ModelConfig { depth: 2, width: 128, heads: 2, mlp: 256, patch: 2 };
             (config.precision, config.batch) = (Precision::Bf16, 16);

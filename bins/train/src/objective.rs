@@ -3,7 +3,7 @@
 use crate::{
     batch::{Batch, Whole},
     config::TrainConfig,
-    contrast::{Contrast, ContrastConfig, Positive, pool},
+    contrast::{Contrast, ContrastConfig, pool},
     flow::{Reduction, flow_loss},
     gathered::gathered,
     ranks::Ranks,
@@ -90,7 +90,7 @@ pub fn losses_among(ranks: &Ranks, dit: &Dit, batch: &Batch, whole: Whole, confi
 }
 
 /// Algorithm 1, lines 5 and 7: anchors are the first `low` samples; their positives take one more pass through the
-/// first blocks, with the same noise at T_min (or at 0). Returns the loss and what is differentiated for it.
+/// first blocks, with the same noise at T_min, as constants. Returns the loss and what is differentiated for it.
 fn contrast_low(
     ranks: &Ranks,
     dit: &Dit,
@@ -100,19 +100,16 @@ fn contrast_low(
     t_min: f64,
     options: &ContrastConfig,
 ) -> (Contrast, Tensor) {
-    let narrow = |x: &Tensor| x.narrow(0, 0, batch.low);
-    let time = match options.positive {
-        Positive::TMin => t_min,
-        Positive::Zero => 0.0,
-    };
-    let t = narrow(&batch.t).full_like(time);
-    let xt = path::interpolate(&narrow(&batch.x0), &narrow(&batch.eps), &t);
     let all = pool(tokens, options);
-    let features = || match batch.low {
-        0 => all.detach().narrow(0, 0, 0),
-        _ => pool(&dit.features(&xt, &t, options.layer), options),
-    };
-    let positives = if options.detach { tch::no_grad(features) } else { features() };
+    let low = |x: &Tensor| x.narrow(0, 0, batch.low);
+    let positives = tch::no_grad(|| {
+        if batch.low == 0 {
+            return low(&all);
+        }
+        let t = low(&batch.t).full_like(t_min);
+        let xt = path::interpolate(&low(&batch.x0), &low(&batch.eps), &t);
+        pool(&dit.features(&xt, &t, options.layer), options)
+    });
     gathered(ranks, &all, &positives, whole, None, options)
 }
 
@@ -207,14 +204,12 @@ mod tests {
     }
 
     #[test]
-    fn the_positive_is_where_the_config_says() {
-        let pull = |positive, time| {
-            let times = [time, 0.5];
-            let (dit, batch, config) = setup("lcf", &times, |c| c.contrast.as_mut().expect("lcf").positive = positive);
+    fn the_positive_is_at_t_min() {
+        let pull = |time: f32| {
+            let (dit, batch, config) = setup("lcf", &[time, 0.5], |_| {});
             losses(&dit, &batch, &config).contrast.unwrap().pull.double_value(&[])
         };
-        // An anchor at t = 0 is its own positive at 0, and not at T_min.
-        assert!(pull(Positive::Zero, 0.0) < 1e-12);
-        assert!(pull(Positive::TMin, 0.0) > 0.0 && pull(Positive::Zero, 0.2) > 0.0);
+        let (next, far) = (pull(0.3f32.next_down()), pull(0.0));
+        assert!(next < 1e-9 && far > 1e-6, "{next} {far}");
     }
 }

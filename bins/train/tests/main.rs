@@ -27,8 +27,7 @@ use tempfile::TempDir;
 const CONFIG: &str = r#"{"train": {
     "model": {"depth": 2, "width": 16, "heads": 2, "mlp": 32, "patch": 2},
     "objective": "lcf", "t_min": 0.3,
-    "contrast": {"lambda": 1, "tau": 0.5, "layer": 1, "positive": "t_min", "denominator": "algorithm1",
-                 "detach": true, "pool": "mean", "norm": "dim"},
+    "contrast": {"lambda": 1, "tau": 0.5, "layer": 1, "denominator": "infonce", "norm": "none"},
     "reduction": "mean", "precision": "fp32", "seed": 0, "batch": 8, "epochs": 3, "flip": true,
     "optim": {"lr": 1e-3, "warmup_epochs": 0.5, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
               "clip": 1},

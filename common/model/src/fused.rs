@@ -91,8 +91,8 @@ pub struct Kept {
 pub struct Pass {
     /// Output of the last layer for the first B samples, `[B, N, p p C]`.
     pub out: Tensor,
-    /// Residual stream at the features for all samples, fp32 `[A, N, D]`, or its mean over tokens `[A, 1, D]`.
-    pub features: Option<Tensor>,
+    /// Means over tokens at the features, fp32: of the batch `[B, D]`, and of the samples behind it `[A - B, D]`.
+    pub features: Option<[Tensor; 2]>,
     /// For [`Fused::backward`].
     pub kept: Kept,
 }
@@ -102,12 +102,9 @@ pub struct Pass {
 pub struct Plan<'a> {
     /// Blocks before them.
     pub layer: usize,
-    /// Whether their mean over tokens is taken, else all tokens.
-    pub mean: bool,
-    /// How many of the samples go on from there.
-    pub on: i64,
-    /// Whether the others are constants: they have no gradient, and nothing of them is kept.
-    pub constants: bool,
+    /// B, the samples of the batch. Those behind it end at the features and are constants: they have no gradient, and
+    /// nothing of them is kept.
+    pub batch: i64,
     /// True for samples `[K]`, the first of the batch, whose stream ends there: zeros go on in their place.
     pub ends: Option<&'a Tensor>,
 }
@@ -117,7 +114,7 @@ pub struct Plan<'a> {
 pub struct Start<'a> {
     /// Of `Pass::out`.
     pub out: &'a Tensor,
-    /// Of the features: blocks before them, and fp32 `[R, 1, D]` (all tokens alike) or `[R, N, D]`, of the first R samples.
+    /// Of the features: blocks before them, and fp32 `[B, D]`, for all tokens of a sample alike.
     pub features: Option<(usize, &'a Tensor)>,
 }
 
@@ -219,29 +216,23 @@ impl Fused {
         let condition = self.condition(frequencies);
         let ada = self.modulations(&condition.out);
         // Few samples, whose kernels fill what those of the others leave idle.
-        let constants = plan.filter(|plan| plan.constants).map(|plan| {
+        let constants = plan.map(|plan| {
             Aside::start(patches.device(), || self.constants(patches, &ada, plan))
                 .unwrap_or_else(|error| panic!("{error}"))
         });
-        let on = plan.filter(|plan| plan.constants).map_or(patches.size()[0], |plan| plan.on);
-        let patches = patches.narrow(0, 0, on);
+        let patches = patches.narrow(0, 0, plan.map_or(patches.size()[0], |plan| plan.batch));
         let (mut stream, mut branch, mut features) = (self.embed(&patches), None, None);
         let mut blocks: Vec<KeptBlock> = Vec::with_capacity(self.blocks.len());
         for i in 0..=self.blocks.len() {
             let by = self.modulation(&ada, 2 * i, branch.as_ref());
-            let Normed { mut x, mut y, stats } = ops::norm(&stream, &by.borrow());
-            // The gradient of the features reaches all samples, so what it needs is kept of all.
+            let Normed { x, y, stats } = ops::norm(&stream, &by.borrow());
             let before = (x.high.shallow_clone(), stats);
             if let Some(plan) = plan.filter(|plan| plan.layer == i) {
-                features = Some(pooled(&x, &y, plan.mean, plan.ends));
-                let first = |t: &Tensor| t.narrow(0, 0, plan.on);
-                (x, y) = (Stream { high: first(&x.high), low: x.low.as_ref().map(first) }, first(&y));
+                features = Some(condition::mean_and_leave(&x, &y, plan.ends));
             }
             let Some(block) = self.blocks.get(i) else {
-                if let Some(constants) = constants {
-                    let rest = constants.join().unwrap_or_else(|error| panic!("{error}"));
-                    features = features.map(|own| Tensor::cat(&[own, rest], 0));
-                }
+                let constants = constants.map(|aside| aside.join().unwrap_or_else(|error| panic!("{error}")));
+                let features = features.zip(constants).map(<[Tensor; 2]>::from);
                 let kept = Kept { patches, condition, ada, blocks, stream: before, y };
                 return Pass { out: self.project(&kept.y), features, kept };
             };
@@ -268,13 +259,13 @@ impl Fused {
         unreachable!("the last round returns")
     }
 
-    /// The features of the samples of a plan that are constants: a pass of their own.
+    /// The features of the samples behind the batch of a plan: a pass of their own.
     fn constants(&self, patches: &Tensor, ada: &Tensor, plan: &Plan) -> Tensor {
-        let rest = |x: &Tensor, dim: i64| x.narrow(dim, plan.on, x.size()[dim as usize] - plan.on);
+        let rest = |x: &Tensor, dim: i64| x.narrow(dim, plan.batch, x.size()[dim as usize] - plan.batch);
         let (patches, ada) = (rest(patches, 0), rest(ada, 1));
         let (stream, branch) = self.infer(self.embed(&patches), &ada, plan.layer);
         let Normed { x, y, .. } = ops::norm(&stream, &self.modulation(&ada, 2 * plan.layer, branch.as_ref()).borrow());
-        pooled(&x, &y, plan.mean, None)
+        condition::mean_and_leave(&x, &y, None)
     }
 
     /// The gradient of all parameters, into `gradient`, fp32 and of the length of the flat buffer.
@@ -283,22 +274,18 @@ impl Fused {
     pub fn backward(&self, kept: Kept, start: &Start, gradient: &Tensor) {
         let Kept { patches, condition, ada, mut blocks, stream, y } = kept;
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
-        let samples = start.features.map_or(0, |(_, g)| g.size()[0]).max(start.out.size()[0]);
+        let samples = start.out.size()[0];
         let tokens = self.input.tokens(&self.config);
         let chunks = chunks(samples, tokens);
         let float = (Kind::Float, gradient.device());
-        let mut rows = start.out.size()[0];
-        // Where not all samples go through all blocks, what they leave out is zero.
-        let sums = |size: &[i64]| if samples > rows { Tensor::zeros(size, float) } else { Tensor::empty(size, float) };
-        let ada_sums = sums(&[chunks, depth + 1, samples, 6 * d]);
-        let branch_sums = sums(&[depth, 2, samples * chunks, d]);
-        let qkv_sums = sums(&[depth, samples, 3 * d]);
+        let ada_sums = Tensor::empty([chunks, depth + 1, samples, 6 * d], float);
+        let branch_sums = Tensor::empty([depth, 2, samples * chunks, d], float);
+        let qkv_sums = Tensor::empty([depth, samples, 3 * d], float);
         let z_sums = Tensor::empty([depth, ops::gelu_parts(d, self.config.mlp), self.config.mlp], float);
         // Of site 2 i, before the attention of block i, and 2 i + 1, before its MLP.
         let at = |site: usize, dx: Option<Tensor>, dy: Tensor, stream: (Tensor, Tensor), branch: Option<&Tensor>| {
-            let rows = dy.size()[0];
             let (block, half) = ((site / 2) as i64, (site % 2) as i64);
-            let column = |block: i64, part: i64| ada_sums.select(1, block).narrow(1, 0, rows).narrow(2, part * d, d);
+            let column = |block: i64, part: i64| ada_sums.select(1, block).narrow(2, part * d, d);
             // The branch that ends here: this block's attention, or the MLP of the block before.
             let ended = if half == 1 { Some((block, 2, 0)) } else { (block > 0).then_some((block - 1, 5, 1)) };
             let gate_sums = ended.map(|(of, part, _)| column(of, part));
@@ -318,36 +305,25 @@ impl Fused {
         };
         let weight = |layer: &Linear, dy: &Tensor, x: &Tensor| {
             let view = gradient.narrow(0, layer.offset[0], layer.weight.numel() as i64).view_as(&layer.weight);
-            ops::weight_gradient(dy, &x.narrow(0, 0, dy.size()[0]), &view);
+            ops::weight_gradient(dy, x, &view);
         };
-        // Samples that left the network at the features come in again here.
-        let whole = |site: usize, x: Tensor| match start.features {
-            Some((layer, g)) if 2 * layer == site && g.size()[0] > x.size()[0] => {
-                let mut size = x.size();
-                size[0] = g.size()[0] - size[0];
-                Tensor::cat(&[&x, &x.new_zeros(size.as_slice(), (x.kind(), x.device()))], 0)
-            }
-            _ => x,
-        };
-
         // What ends before a block is the MLP of the block before.
         let before = |blocks: &[KeptBlock]| blocks.last().map(|block| block.mlp.shallow_clone());
         weight(&self.output, start.out, &y);
         drop(y);
         let last = 2 * self.blocks.len();
-        let dy = whole(last, ops::input_gradient(start.out, &self.output.weight));
-        rows = dy.size()[0];
+        let dy = ops::input_gradient(start.out, &self.output.weight);
         let (mut dx, mut dh) = at(last, None, dy, stream, before(&blocks).as_ref());
         while let Some(own) = blocks.pop() {
             let (i, block) = (blocks.len(), &self.blocks[blocks.len()]);
             let branch = dh.expect("a block ends with a branch");
             weight(&block.fc2, &branch, &own.hidden);
-            let dz = own.hidden.narrow(0, 0, rows);
+            let dz = own.hidden;
             ops::gelu_input_gradient(&branch, &block.fc2.weight, &own.z, &z_sums.select(0, i as i64), &dz);
             drop((branch, own.z, own.mlp));
             weight(&block.fc1, &dz, &own.y[1]);
             let dy = ops::input_gradient(&dz, &block.fc1.weight);
-            drop((dz, own.hidden));
+            drop(dz);
             let [first, second] = own.stream;
             let (middle, branch) = at(2 * i + 1, Some(dx), dy, second, Some(&own.projected));
             let branch = branch.expect("the attention is a branch");
@@ -358,10 +334,8 @@ impl Fused {
             let dqkv = ops::attention_backward(&own.qkv, &own.attended, &own.lse, &da, self.config.heads, &sums);
             drop((da, own.qkv, own.attended));
             weight(&block.qkv, &dqkv, &own.y[0]);
-            let dy = whole(2 * i, ops::input_gradient(&dqkv, &block.qkv.weight));
+            let dy = ops::input_gradient(&dqkv, &block.qkv.weight);
             drop(dqkv);
-            let middle = whole(2 * i, middle);
-            rows = dy.size()[0];
             (dx, dh) = at(2 * i, Some(middle), dy, first, before(&blocks).as_ref());
         }
         weight(&self.patches, &dx, &patches);
@@ -479,12 +453,6 @@ impl OwnedModulation {
     }
 }
 
-/// The features of a stream whose norm is `y`, as [`Pass::features`]; after that, zeros where a stream ends.
-fn pooled(x: &Stream, y: &Tensor, mean: bool, ends: Option<&Tensor>) -> Tensor {
-    let all_tokens = (!mean).then(|| x.high.to_kind(Kind::Float));
-    all_tokens.or(condition::mean_and_leave(x, y, mean, ends)).expect("one of the two")
-}
-
 fn linear(layer: &Linear, x: &Tensor) -> Tensor {
     ops::linear(x, &layer.weight, &layer.bias)
 }
@@ -535,8 +503,6 @@ mod tests {
         of_features: Tensor,
         layer: usize,
         batch: i64,
-        /// Whether samples beyond the batch are constants.
-        constants: bool,
     }
 
     impl Case {
@@ -553,19 +519,12 @@ mod tests {
                 x: image(Purpose::Noise).to_kind(Kind::BFloat16).to_kind(Kind::Float),
                 t: Rng::new(1, Purpose::Time).uniform(&Tensor::arange(all, (Kind::Int64, DEVICE))),
                 of_out: image(Purpose::Sample).narrow(0, 0, batch).to_kind(Kind::BFloat16).to_kind(Kind::Float),
-                of_features: random(Purpose::Extract, all, config.width).unsqueeze(1),
+                of_features: random(Purpose::Extract, batch, config.width),
                 config,
                 input,
                 layer,
                 batch,
-                constants: false,
             }
-        }
-
-        fn with_constants(self) -> Self {
-            let rest = self.x.size()[0] - self.batch;
-            let _ = self.of_features.narrow(0, self.batch, rest).zero_();
-            Self { constants: true, ..self }
         }
 
         /// Output, features and gradients by name, of the reference.
@@ -577,10 +536,11 @@ mod tests {
             let tensors = leaves.iter().map(Tensor::shallow_clone).collect();
             let dit = Dit::new(self.config, self.input, precision, &names, tensors);
             let stream = dit.run(dit.embed(&self.x, &self.t), 0..self.layer);
-            let features = stream.tokens.mean_dim(1, true, Kind::Float);
+            let features = stream.tokens.mean_dim(1, false, Kind::Float);
+            let own = features.narrow(0, 0, self.batch);
             let rest = dit.run(stream.narrow(0, self.batch), self.layer..self.config.depth as usize);
             let out = dit.head(&rest);
-            let loss = (&out * &self.of_out).sum(Kind::Float) + (&features * &self.of_features).sum(Kind::Float);
+            let loss = (&out * &self.of_out).sum(Kind::Float) + (&own * &self.of_features).sum(Kind::Float);
             let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
             let named = names.iter().map(|&name| name.to_owned()).zip(gradients);
             [("out".to_owned(), out.detach()), ("features".to_owned(), features.detach())]
@@ -593,17 +553,16 @@ mod tests {
             let net = Fused::new(self.config, self.input, &self.layout, &self.flat);
             let patches = embed::patchify(&self.x, self.config.patch).to_kind(Kind::BFloat16).contiguous();
             let frequencies = embed::timestep(&self.t).to_kind(Kind::BFloat16);
-            let plan = Plan { layer: self.layer, mean: true, on: self.batch, constants: self.constants, ends: None };
+            let plan = Plan { layer: self.layer, batch: self.batch, ends: None };
             let pass = net.forward(&patches, &frequencies, Some(&plan));
             let out = embed::unpatchify(&pass.out.to_kind(Kind::Float), self.config.patch, 3);
-            let features = pass.features.unwrap();
+            let features = Tensor::cat(&pass.features.unwrap(), 0);
             // Patches of the output are in the order (y, x, c).
             let p = self.config.patch;
             let start = embed::patchify(&self.of_out, p).to_kind(Kind::BFloat16);
             let size = start.size();
             let start = start.view([size[0], size[1], 3, p, p]).permute([0, 1, 3, 4, 2]).reshape(size.as_slice());
-            let rows = if self.constants { self.batch } else { self.of_features.size()[0] };
-            let direct = self.of_features.narrow(0, 0, rows) / size[1] as f64;
+            let direct = &self.of_features / size[1] as f64;
             let gradient = Tensor::full([self.layout.len], f64::NAN, (Kind::Float, DEVICE));
             net.backward(pass.kept, &Start { out: &start, features: Some((self.layer, &direct)) }, &gradient);
             let named = self.layout.specs.iter().zip(self.layout.views(&gradient)).map(|(s, g)| (s.name.clone(), g));
@@ -620,12 +579,12 @@ mod tests {
         crate::device::DeviceArgs { device: "cuda".into(), threads: 2 }.open().unwrap();
         let cases = [
             Case::new(model(3, 256, 512, 2), 16, 2, 5, 3),
-            Case::new(model(2, 384, 1536, 2), 32, 1, 4, 0),
-            Case::new(model(2, 768, 3072, 4), 64, 2, 3, 2).with_constants(),
+            Case::new(model(2, 384, 1536, 2), 32, 1, 4, 1),
+            Case::new(model(2, 768, 3072, 4), 64, 2, 3, 2),
             Case::new(model(2, 128, 264, 4), 12, 1, 7, 1),
         ];
         // 1024 tokens, which not every card takes.
-        let long = Case::new(model(2, 384, 1536, 2), 64, 1, 2, 0);
+        let long = Case::new(model(2, 384, 1536, 2), 64, 1, 2, 1);
         let long = Fused::takes(&long.config, &long.input, Precision::Bf16, DEVICE).then_some(long);
         let mut worst = 0.0f64;
         for case in cases.iter().chain(&long) {
@@ -648,7 +607,7 @@ mod tests {
         let net = Fused::new(case.config, case.input, &case.layout, &case.flat);
         let truth = case.reference(Precision::Fp32);
         assert!(difference(&net.velocity(&case.x, &case.t), &truth[0].1) < 1e-2);
-        let features = net.features(&case.x, &case.t, 2).mean_dim(1, true, Kind::Float);
+        let features = net.features(&case.x, &case.t, 2).mean_dim(1, false, Kind::Float);
         assert!(difference(&features, &truth[1].1) < 1e-2);
     }
 }

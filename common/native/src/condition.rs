@@ -343,27 +343,27 @@ pub fn add_positions(x: &Tensor, positions: &Tensor) {
     check("positions", code);
 }
 
-/// Means over tokens of `x.high`, `[A, N, D]` to fp32 `[A, 1, D]`, where `mean`; then zeros into x and y, `[A, N, D]`, for
-/// the samples that `ends`, bool `[K]`, says of the first K.
-pub fn mean_and_leave(x: &Stream, y: &Tensor, mean: bool, ends: Option<&Tensor>) -> Option<Tensor> {
+/// Means over tokens of `x.high`, `[A, N, D]` to fp32 `[A, D]`; then zeros into x and y, `[A, N, D]`, for the samples that
+/// `ends`, bool `[K]`, says of the first K.
+pub fn mean_and_leave(x: &Stream, y: &Tensor, ends: Option<&Tensor>) -> Tensor {
     let (samples, tokens, width) = x.high.size3().expect("a stream is [A, N, D]");
     let slots = ends.map_or(0, |ends| ends.size()[0]);
     assert!(width % 128 == 0 && slots <= samples, "{slots} of {samples} samples of {width}");
     let len = samples * tokens * width;
-    let out = mean.then(|| Tensor::empty([samples, 1, width], (Kind::Float, y.device())));
+    let mean = Tensor::empty([samples, width], (Kind::Float, y.device()));
     let raw = RawLeave {
         x: bf16(&x.high, len),
         y: bf16(y, len),
         low: x.low.as_ref().map_or(null_mut(), |low| data(low, Kind::Int8, len)),
         ends: ends.map_or(null(), |ends| data(ends, Kind::Bool, slots).cast_const()),
-        mean: out.as_ref().map_or(null_mut(), Tensor::data_ptr),
+        mean: mean.data_ptr(),
         slots: slots as c_int,
         tokens: tokens as c_int,
         width: width as c_int,
     };
     // SAFETY: sizes are checked.
     check("means over tokens", unsafe { lcf_mean_and_leave(&raw, samples as c_int, stream(y)) });
-    out
+    mean
 }
 
 #[cfg(all(test, feature = "cuda-tests"))]
@@ -513,13 +513,14 @@ mod tests {
             let ends = Tensor::from_slice(&[true, false, true]).to_device(DEVICE);
             let all = [&x.high, x.low.as_ref().unwrap(), &y];
             let before = all.map(Tensor::copy);
-            let mean = mean_and_leave(&x, &y, true, Some(&ends)).unwrap();
-            near("mean", &mean, &wide(&before[0]).mean_dim(1, true, Kind::Double), FP32);
+            let expected = wide(&before[0]).mean_dim(1, false, Kind::Double);
+            near("mean alone", &mean_and_leave(&x, &y, None), &expected, FP32);
+            assert!(all.into_iter().zip(&before).all(|(found, before)| found == before));
+            near("mean", &mean_and_leave(&x, &y, Some(&ends)), &expected, FP32);
             for (found, expected) in all.into_iter().zip(&before) {
                 let _ = expected.narrow(0, 0, 3).masked_fill_(&ends.view([3, 1, 1]), 0.0);
                 assert_eq!(found, expected);
             }
-            assert!(mean_and_leave(&x, &y, false, None).is_none());
         }
     }
 }

@@ -82,8 +82,6 @@ unsafe extern "C" {
     fn lcf_norm_backward(
         dx_out: *const c_void,
         direct: *const c_void,
-        direct_sample: c_long,
-        direct_token: c_long,
         dy: *const c_void,
         x: *const c_void,
         stats: *const c_void,
@@ -444,7 +442,7 @@ pub fn norm(x: &Stream, by: &Modulation) -> Normed {
 pub struct Arriving<'a> {
     /// Of x', `[B, N, D]`, from the next norm.
     pub dx: Option<&'a Tensor>,
-    /// Of x' from elsewhere, fp32 `[B, 1, D]` for all tokens alike or `[B, N, D]`.
+    /// Of x' from elsewhere, fp32 `[B, D]`, for all tokens alike.
     pub direct: Option<&'a Tensor>,
     /// Of y, `[B, N, D]`.
     pub dy: &'a Tensor,
@@ -463,7 +461,7 @@ pub struct Sums<'a> {
     pub branch: Option<&'a Tensor>,
 }
 
-/// Gradients of x and of the branch, `[B, N, D]`, of the first B samples of a norm that gave `x.high` and `stats`.
+/// Gradients of x and of the branch, `[B, N, D]`, of a [`norm`] that gave `x.high` and `stats`.
 pub fn norm_backward(
     arriving: &Arriving,
     (high, stats): (&Tensor, &Tensor),
@@ -481,19 +479,13 @@ pub fn norm_backward(
         t.data_ptr()
     };
     assert_eq!(by.branch.is_some(), sums.gate.is_some() && sums.branch.is_some(), "sums of a branch");
-    let (direct, direct_sample, direct_token) = arriving.direct.map_or((null_mut(), 0, 0), |t| match t.size()[1] {
-        1 => (fp32(t, b * d), d, 0),
-        _ => (fp32(t, len), n * d, d),
-    });
     let dx = arriving.dy.empty_like();
     let dh = by.branch.map(|_| dx.empty_like());
     // SAFETY: sizes are checked; the new tensors have the sizes of dy.
     let code = unsafe {
         lcf_norm_backward(
             arriving.dx.map_or(null_mut(), |t| bf16(t, len)),
-            direct,
-            direct_sample,
-            direct_token,
+            arriving.direct.map_or(null_mut(), |t| fp32(t, b * d)),
             bf16(arriving.dy, len),
             bf16(high, len),
             fp32(stats, 2 * b * n),

@@ -63,7 +63,6 @@ struct RawDraw {
     frequencies: *mut c_void,
     ends: *mut c_void,
     threshold: c_float,
-    positive: c_float,
     logit_mean: c_float,
     logit_std: c_float,
     batch: c_int,
@@ -148,15 +147,13 @@ pub struct Draws {
     pub noise: u64,
     /// Likewise.
     pub flip: Option<u64>,
-    /// Samples with t below it come first.
+    /// Samples with t below it come first. It is the t of the positives.
     pub threshold: f32,
-    /// t of the positives.
-    pub positive: f32,
     /// Mean and standard deviation of logit(t), which is normal; without them t is uniform. `threshold` is 0 with them.
     pub logit_normal: Option<(f32, f32)>,
     /// Samples of a step, over all ranks.
     pub batch: i64,
-    /// Anchor slots of a step, over all ranks: a copy of so many samples, the first ones, at the positives' t follows them.
+    /// Anchor slots of a step, over all ranks: a copy of so many samples, the first ones, at the threshold follows them.
     pub slots: i64,
     /// R, between which samples and slots are dealt: place p is that of rank p mod R.
     pub ranks: i64,
@@ -238,7 +235,6 @@ pub fn draw(with: &Draws, state: &Tensor, images: &Tensor, order: &Tensor) -> Dr
         frequencies: drawn.frequencies.data_ptr(),
         ends: drawn.ends.data_ptr(),
         threshold: with.threshold,
-        positive: with.positive,
         logit_mean: with.logit_normal.map_or(0.0, |(mean, _)| mean),
         logit_std: with.logit_normal.map_or(0.0, |(_, std)| std),
         batch: with.batch as c_int,
@@ -417,7 +413,6 @@ mod tests {
             flip: Some(3),
             threshold: 0.3,
             logit_normal: None,
-            positive: 0.25,
             batch: 10,
             slots: 5,
             ranks: 1,

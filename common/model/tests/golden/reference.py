@@ -211,45 +211,32 @@ def flow_loss(velocity, target, reduction):
 class Reading:
     """One way to read Equation 14."""
 
-    denominator: str  # eq14, algorithm1 or infonce
-    detach: bool
-    pool: str  # mean or flatten
-    norm: str  # none, dim or l2
+    denominator: str  # algorithm1 or infonce
+    norm: str  # none or l2
     tau: float = 0.5
 
     def name(self):
-        return f"{self.denominator}.{'detach' if self.detach else 'attach'}.{self.pool}.{self.norm}"
-
-
-def represent(tokens, reading):
-    """h_l as one vector a sample, [n, F], from tokens [n, N, D]."""
-    return tokens.mean(dim=1) if reading.pool == "mean" else tokens.flatten(1)
+        return f"{self.denominator}.{self.norm}"
 
 
 def squared_distance(a, b, reading):
     if reading.norm == "l2":
         a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-    total = ((a - b) ** 2).sum()
-    return total / a.numel() if reading.norm == "dim" else total
+    return ((a - b) ** 2).sum()
 
 
 def contrast(anchor_tokens, positive_tokens, batch_tokens, reading):
-    """Equation 14, anchor by anchor and pair by pair as it is printed. Anchor i is sample i of the batch.
+    """Equation 14, anchor by anchor and pair by pair, of tokens [n, N, D]. Anchor i is sample i of the batch.
 
     Returns the loss, the mean squared distance to the positive, and that to the batch's other samples.
     """
-    if reading.detach:
-        positive_tokens, batch_tokens = positive_tokens.detach(), batch_tokens.detach()
-    anchors, positives, batch = (represent(x, reading) for x in (anchor_tokens, positive_tokens, batch_tokens))
+    tokens = (anchor_tokens, positive_tokens.detach(), batch_tokens.detach())
+    anchors, positives, batch = (x.mean(dim=1) for x in tokens)
     losses, pulls, pushes = [], [], []
     for i, z in enumerate(anchors):
         pull = squared_distance(z, positives[i], reading)
         others = [squared_distance(z, batch[j], reading) for j in range(len(batch)) if j != i]
-        terms = {
-            "eq14": others,
-            "algorithm1": others + [squared_distance(z, batch[i], reading)],
-            "infonce": others + [pull],
-        }[reading.denominator]
+        terms = others + [squared_distance(z, batch[i], reading) if reading.denominator == "algorithm1" else pull]
         losses.append(pull / reading.tau + torch.logsumexp(torch.stack([-d / reading.tau for d in terms]), dim=0))
         pulls.append(pull)
         pushes += others

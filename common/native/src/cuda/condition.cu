@@ -264,7 +264,7 @@ struct Leave {
   bf16 *x, *y;          // [A, N, D]
   int8_t* low;          // likewise; may be null
   const bool* ends;     // of the first `slots` samples, which of them become zero; may be null
-  float* mean;          // of x before that, [A, D]; may be null
+  float* mean;          // of x before that, [A, D]
   int slots, tokens, width;
 };
 
@@ -276,19 +276,17 @@ __global__ void __launch_bounds__(LEAVE_WARPS* WARP) mean_and_leave(Leave l) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sample = blockIdx.x;
   const int column = blockIdx.y * 128 + lane * 4;
   const long first = static_cast<long>(sample) * l.tokens * l.width + column;
-  if (l.mean) {
-    float4 sum = make_float4(0, 0, 0, 0);
+  float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
-    for (int token = warp; token < l.tokens; token += LEAVE_WARPS)
-      sum = sum + load4(l.x + first + static_cast<long>(token) * l.width);
-    lines[warp][lane] = sum;
-    __syncthreads();
-    if (warp == 0) {
-      for (int w = 1; w < LEAVE_WARPS; w++) sum = sum + lines[w][lane];
-      const float n = static_cast<float>(l.tokens);
-      *reinterpret_cast<float4*>(l.mean + static_cast<long>(sample) * l.width + column) =
-          make_float4(sum.x / n, sum.y / n, sum.z / n, sum.w / n);
-    }
+  for (int token = warp; token < l.tokens; token += LEAVE_WARPS)
+    sum = sum + load4(l.x + first + static_cast<long>(token) * l.width);
+  lines[warp][lane] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    for (int w = 1; w < LEAVE_WARPS; w++) sum = sum + lines[w][lane];
+    const float n = static_cast<float>(l.tokens);
+    *reinterpret_cast<float4*>(l.mean + static_cast<long>(sample) * l.width + column) =
+        make_float4(sum.x / n, sum.y / n, sum.z / n, sum.w / n);
   }
   if (!l.ends || sample >= l.slots || !l.ends[sample]) return;
   // A thread wipes what it has read itself.

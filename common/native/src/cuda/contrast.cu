@@ -1,9 +1,10 @@
 // The contrastive loss on features and its gradient, for every reading of it: see lcf_train::contrast, which is the
 // reference. Three kernels, and two more where features are scaled to unit length. Every sum has a fixed order.
 //
-// Rows of z, fp32 [B + K, F]: the batch, whose first rows are the anchors, then the positives of K anchor slots, of which
-// the first n = min(low, K) are taken. With d the squared distance times `scale`,
-//   L = 1/n sum_i [ d(z_i, p_i) / tau + log sum_j exp(-d(z_i, z_j) / tau) ].
+// Rows of z, fp32 [B + K, D]: the batch, whose first rows are the anchors, then the positives of K anchor slots, of which
+// the first n = min(low, K) are taken. With d the squared distance,
+//   L = 1/n sum_i [ d(z_i, p_i) / tau + log sum_j exp(-d(z_i, z_j) / tau) ],
+// where all but z_i is constant.
 #include <cuda_runtime.h>
 
 #include "vector.cuh"
@@ -18,12 +19,12 @@ struct Contrast {
   float* distance;  // [K, B + 1]: to the batch, then to the positive
   float* lse;       // [K]: the logarithm of the sum
   float* numbers;   // loss, pull, push
-  float* gradient;  // of `by` times the loss, [rows, F]
-  long len;         // F, a multiple of 128
-  float scale, tau, by;
-  int batch, slots, rows;  // rows: B where all but anchors are constants, else B + K
-  // What is in the sum: the anchor itself, its positive. Which terms there are: pull, push.
-  bool with_self, with_positive, pull, push;
+  float* gradient;  // of `by` times the loss, [B, D]
+  long len;         // D, a multiple of 128
+  float tau, by;
+  int batch, slots;
+  bool with_positive;  // What is in the sum beside the others: the positive of the anchor, else the anchor itself.
+  bool pull, push;     // Which terms there are.
 };
 
 constexpr int WARPS = 8;
@@ -44,11 +45,11 @@ __global__ void __launch_bounds__(WARPS* WARP) distances(Contrast c) {
     sum += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
   }
   sum = lane_sum(sum);
-  if (lane == 0) c.distance[static_cast<long>(i) * (c.batch + 1) + j] = sum * c.scale;
+  if (lane == 0) c.distance[static_cast<long>(i) * (c.batch + 1) + j] = sum;
 }
 
 __device__ inline bool counts(const Contrast& c, int i, int j) {
-  return j == c.batch ? c.with_positive : c.with_self || i != j;
+  return j != (c.with_positive ? i : c.batch);
 }
 
 constexpr int LOSS_WARPS = 16;
@@ -99,13 +100,6 @@ __global__ void __launch_bounds__(WARPS* WARP) gradients(Contrast c) {
   const long column = blockIdx.y * 128 + lane * 4;
   const float4 own = load4(c.z + row * c.len + column);
   float4 sum = make_float4(0, 0, 0, 0);
-  const auto add = [&](float by, int other) {
-    const float4 v = load4(c.z + other * c.len + column);
-    sum.x += by * (own.x - v.x);
-    sum.y += by * (own.y - v.y);
-    sum.z += by * (own.z - v.z);
-    sum.w += by * (own.w - v.w);
-  };
   for (int start = 0; row < n && start <= c.batch; start += WARPS * WARP) {
     const int mine = start + threadIdx.x;
     slopes[threadIdx.x] = mine <= c.batch ? slope(c, row, mine) : 0.0f;
@@ -114,15 +108,14 @@ __global__ void __launch_bounds__(WARPS* WARP) gradients(Contrast c) {
     for (int k = 0; k < WARP; k++) {
       // Beyond the end the slope is zero.
       const int at = k * WARPS + warp, j = start + at;
-      add(slopes[at], j < c.batch ? j : c.batch + row);
+      const float by = slopes[at];
+      const float4 v = load4(c.z + (j < c.batch ? j : c.batch + row) * c.len + column);
+      sum.x += by * (own.x - v.x);
+      sum.y += by * (own.y - v.y);
+      sum.z += by * (own.z - v.z);
+      sum.w += by * (own.w - v.w);
     }
     __syncthreads();
-  }
-  if (c.rows > c.batch) {
-    if (row < c.batch)
-      for (int i = warp; i < n; i += WARPS) add(slope(c, i, row), i);
-    else if (row - c.batch < n && warp == 0)
-      add(slope(c, row - c.batch, c.batch), row - c.batch);
   }
   parts[warp][lane] = sum;
   __syncthreads();
@@ -131,7 +124,7 @@ __global__ void __launch_bounds__(WARPS* WARP) gradients(Contrast c) {
     const float4 part = parts[w][lane];
     sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
   }
-  const float by = c.by * 2.0f * c.scale / c.tau / max(n, 1);
+  const float by = c.by * 2.0f / c.tau / max(n, 1);
   *reinterpret_cast<float4*>(c.gradient + row * c.len + column) =
       make_float4(sum.x * by, sum.y * by, sum.z * by, sum.w * by);
 }
@@ -172,7 +165,7 @@ extern "C" int lcf_contrast(const Contrast* c, const float* features, float* len
     unit<<<(all + WARPS - 1) / WARPS, threads, 0, s>>>(features, const_cast<float*>(c->z), length, all, c->len);
   distances<<<dim3((c->batch + WARPS) / WARPS, c->slots), threads, 0, s>>>(*c);
   losses<<<1, LOSS_WARPS * WARP, 0, s>>>(*c);
-  gradients<<<dim3(c->rows, c->len / 128), threads, 0, s>>>(*c);
-  if (features) unit_backward<<<(c->rows + WARPS - 1) / WARPS, threads, 0, s>>>(c->z, length, c->gradient, c->rows, c->len);
+  gradients<<<dim3(c->batch, c->len / 128), threads, 0, s>>>(*c);
+  if (features) unit_backward<<<(c->batch + WARPS - 1) / WARPS, threads, 0, s>>>(c->z, length, c->gradient, c->batch, c->len);
   return cudaGetLastError();
 }

@@ -146,8 +146,7 @@ __global__ void __launch_bounds__(THREADS) norm_forward(Forward f) {
 
 struct Backward {
   const bf16* dx_out;   // may be null
-  const float* direct;  // what else has a gradient to x', fp32; may be null
-  long direct_sample, direct_token;  // strides of it
+  const float* direct;  // what else has a gradient to x', of all tokens of a sample alike, fp32 [samples, D]; may be null
   const bf16 *dy, *x;
   const float2* stats;
   const bf16 *scale, *gate, *h;  // gate and h may be null
@@ -269,7 +268,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<D>) norm_backward(Backward b
       const int column = (i * WARP + lane) * 4;
       float4 d = (g[i] + -sum_g + normal[i] * -sum_gn) * rstd;
       if (b.dx_out) d = d + load4(from.dx_out + column);
-      if (b.direct) d = d + load4(b.direct + sample * b.direct_sample + token * b.direct_token + column);
+      if (b.direct) d = d + load4(b.direct + sample * D + column);
       store4(b.dx + row * D + column, d);
       if (GATED) {
         sum_dx[i] = sum_dx[i] + d;
@@ -333,16 +332,15 @@ extern "C" int lcf_norm_forward(const void* x, const void* x_low, const void* ga
 #undef CALL
 }
 
-extern "C" int lcf_norm_backward(const void* dx_out, const float* direct, long direct_sample, long direct_token,
-                                 const void* dy, const void* x, const void* stats, const void* scale, const void* gate,
-                                 const void* h, long stride, void* dx, void* dh, float* shift_sum, float* scale_sum,
-                                 float* gate_sum, float* dh_sum, long chunk_stride, long row_stride, int tokens,
-                                 int samples, int chunks, int width, void* stream) {
+extern "C" int lcf_norm_backward(const void* dx_out, const float* direct, const void* dy, const void* x,
+                                 const void* stats, const void* scale, const void* gate, const void* h, long stride,
+                                 void* dx, void* dh, float* shift_sum, float* scale_sum, float* gate_sum, float* dh_sum,
+                                 long chunk_stride, long row_stride, int tokens, int samples, int chunks, int width,
+                                 void* stream) {
   const auto in = [](const void* p) { return static_cast<const bf16*>(p); };
-  const Backward b = {in(dx_out), direct,   direct_sample, direct_token, in(dy),       in(x),
-                      static_cast<const float2*>(stats),  in(scale),    in(gate),     in(h),
-                      stride,     static_cast<bf16*>(dx), static_cast<bf16*>(dh),     shift_sum, scale_sum,
-                      gate_sum,   dh_sum,   chunk_stride, row_stride,   tokens};
+  const Backward b = {in(dx_out), direct,  in(dy),    in(x),  static_cast<const float2*>(stats), in(scale), in(gate),
+                      in(h),      stride,  static_cast<bf16*>(dx),   static_cast<bf16*>(dh),    shift_sum, scale_sum,
+                      gate_sum,   dh_sum,  chunk_stride, row_stride, tokens};
 #define CALL(D) backward<D>(b, samples, chunks, static_cast<cudaStream_t>(stream))
   WIDTHS(CALL)
 #undef CALL

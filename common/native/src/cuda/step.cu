@@ -55,13 +55,13 @@ struct Draw {
   const int64_t* order;    // of the epoch
   int64_t* id;             // [b] number of the sample in the whole training
   int64_t* image;          // [b] which image
-  float* t;                // [b + K]: times, then K times that of the positives
+  float* t;                // [b + K]: times, then K times the threshold, that of the positives
   int* low;                // samples with t < threshold, of all ranks
   bf16* patches;           // [b + K, N, C p p]
   float* target;           // [b, N, p p C]
   bf16* frequencies;       // [b + K, 256]
   bool* ends;              // [K of this rank] whether the slot has an anchor
-  float threshold, positive;
+  float threshold;
   float logit_mean, logit_std;  // of a logit-normal t; 0: t is uniform
   int batch, samples, slots, rank, ranks;  // B, b, K, r, R
   int steps_per_epoch, channels, side, patch;
@@ -120,7 +120,7 @@ __global__ void draw_order(Draw d) {
     }
   }
   for (int i = threadIdx.x; i < d.slots; i += blockDim.x) {
-    d.t[d.samples + i] = d.positive;
+    d.t[d.samples + i] = d.threshold;
     d.ends[i] = i * d.ranks + d.rank < *d.low;
   }
 }
@@ -164,7 +164,7 @@ __global__ void draw_samples(Draw d) {
     d.target[to + (in_y * p + in_x) * d.channels + c] = eps - x0;
     if (row < d.slots) {
       const long positive = to + static_cast<long>(d.samples) * grid * grid * patch_len;
-      d.patches[positive + at] = __float2bfloat16(x0 * (1.0f - d.positive) + eps * d.positive);
+      d.patches[positive + at] = __float2bfloat16(x0 * (1.0f - d.threshold) + eps * d.threshold);
     }
   };
   for (int e = threadIdx.x; e < half; e += blockDim.x) {
