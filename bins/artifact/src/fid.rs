@@ -13,6 +13,7 @@ pub fn line(fid: &Value) -> String {
         field("n").map(|n| format!("{n} samples")),
         reference,
         field("resize").map(|resize| format!("{resize} resize")),
+        field("feature_precision").filter(|kind| kind != "fp32").map(|kind| format!("{kind} features")),
         sampled("weights").map(|weights| format!("{weights} weights")),
         sampled("sampler").zip(sampled("steps")).map(|(sampler, steps)| format!("{sampler} {steps} steps")),
         sampled("nfe").map(|nfe| format!("NFE {nfe}")),
@@ -109,6 +110,9 @@ mod tests {
         assert_eq!(line(&none), "FID 1.000 ()\nfloor: none, too few");
         let test = json!({ "fid": 1.0, "split": "test", "floor": { "fid": 2.0, "n": 64 } });
         assert!(line(&test).ends_with("\nfloor: FID 2.000 of 64 test images against the same reference"));
+        let precision = |name: &str| line(&json!({ "fid": 1.0, "resize": "tf1", "feature_precision": name }));
+        assert_eq!(precision("fp16"), "FID 1.000 (tf1 resize, fp16 features)");
+        assert_eq!(precision("fp32"), "FID 1.000 (tf1 resize)");
         let few = json!({ "fid": 1.0, "rank_deficient": true });
         assert_eq!(line(&few), "FID 1.000 (), NOT COMPARABLE: too few images for the covariance");
     }

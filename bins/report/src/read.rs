@@ -125,12 +125,15 @@ impl Fid {
         self.0.pointer(path)?.as_str()
     }
 
-    /// What a FID has to share with another to be comparable: both numbers of images, dataset, split and resize, sampler
-    /// and its steps.
+    /// What a FID has to share with another to be comparable: both numbers of images, dataset, split, resize and
+    /// precision of the features, sampler and its steps.
     pub fn protocol(&self) -> String {
         let part = |path: &str| self.0.pointer(path).map_or("?".into(), |v| v.to_string().replace('"', ""));
+        // Features are of fp32 where nothing is said.
+        let features = self.text("/feature_precision").filter(|&kind| kind != "fp32");
+        let features = features.map(|kind| format!(", {kind} features")).unwrap_or_default();
         format!(
-            "{} samples ({}, {} steps) against {} {} {} images, {} resize",
+            "{} samples ({}, {} steps) against {} {} {} images, {} resize{features}",
             part("/n"),
             part("/sample/sampler"),
             part("/sample/steps"),
@@ -214,9 +217,12 @@ mod tests {
 
     #[test]
     fn what_is_absent_from_a_fid_is_none() {
-        let fid = Fid(serde_json::json!({"fid": 2.5, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1",
+        let mut fid =
+            Fid(serde_json::json!({"fid": 2.5, "n": 64, "n_reference": 128, "split": "train", "resize": "tf1",
             "dataset": "cifar10", "sample": {"sampler": "euler"}}));
         assert_eq!((fid.number("/fid"), fid.number("/kid"), fid.text("/sample/model")), (Some(2.5), None, None));
         assert_eq!(fid.protocol(), "64 samples (euler, ? steps) against 128 cifar10 train images, tf1 resize");
+        fid.0["feature_precision"] = "fp16".into();
+        assert!(fid.protocol().ends_with("images, tf1 resize, fp16 features"), "{}", fid.protocol());
     }
 }
