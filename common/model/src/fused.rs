@@ -217,6 +217,7 @@ impl Fused {
         let ada = self.modulations(&condition.out);
         // Few samples, whose kernels fill what those of the others leave idle.
         let constants = plan.map(|plan| {
+            assert!((1..patches.size()[0]).contains(&plan.batch), "a batch of {} of {:?}", plan.batch, patches.size());
             Aside::start(patches.device(), || self.constants(patches, &ada, plan))
                 .unwrap_or_else(|error| panic!("{error}"))
         });
@@ -275,6 +276,7 @@ impl Fused {
         let Kept { patches, condition, ada, mut blocks, stream, y } = kept;
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
         let samples = start.out.size()[0];
+        assert!(start.features.is_none_or(|(_, g)| g.size() == [samples, d]), "gradients of features");
         let tokens = self.input.tokens(&self.config);
         let chunks = chunks(samples, tokens);
         let float = (Kind::Float, gradient.device());
