@@ -13,7 +13,7 @@ pub fn line(fid: &Value) -> String {
         field("n").map(|n| format!("{n} samples")),
         reference,
         field("resize").map(|resize| format!("{resize} resize")),
-        field("feature_precision").filter(|kind| kind != "fp32").map(|kind| format!("{kind} features")),
+        features(fid),
         sampled("weights").map(|weights| format!("{weights} weights")),
         sampled("sampler").zip(sampled("steps")).map(|(sampler, steps)| format!("{sampler} {steps} steps")),
         sampled("nfe").map(|nfe| format!("NFE {nfe}")),
@@ -35,6 +35,12 @@ pub fn line(fid: &Value) -> String {
     let images: String =
         [floor.get("n"), fid.get("split")].into_iter().flatten().filter_map(plain).map(|part| part + " ").collect();
     format!("{line}\nfloor: FID {} of {images}images against the same reference", value(floor))
+}
+
+/// What features are, where not of fp32; the stage's first version knows nothing else and does not say so.
+pub fn features(fid: &Value) -> Option<String> {
+    let kind = fid.get("feature_precision").and_then(plain)?;
+    (kind != "fp32").then(|| format!("{kind} features"))
 }
 
 /// The metrics beside FID, a line each, what is not there left out.

@@ -174,19 +174,14 @@ impl Fused {
     /// Velocity, fp32 `[B, C, H, W]`, of x fp32 `[B, C, H, W]` and t fp32 `[B]`.
     pub fn velocity(&self, x: &Tensor, t: &Tensor) -> Tensor {
         let (stream, ada) = self.embed_images(x, t);
-        let (stream, branch) = self.infer(stream, &ada, self.blocks.len());
-        let by = self.modulation(&ada, 2 * self.blocks.len(), branch.as_ref());
-        let out = self.project(&ops::norm(&stream, &by.borrow()).y);
+        let out = self.project(&self.infer(&stream, &ada, self.blocks.len()).y);
         embed::unpatchify(&out.to_kind(Kind::Float), self.config.patch, self.input.channels)
     }
 
     /// Residual stream after the first `layer` blocks, fp32 `[B, N, D]`.
     pub fn features(&self, x: &Tensor, t: &Tensor, layer: usize) -> Tensor {
         let (stream, ada) = self.embed_images(x, t);
-        let (stream, branch) = self.infer(stream, &ada, layer);
-        // The norm of the layer after it comes with the update.
-        let by = self.modulation(&ada, 2 * layer, branch.as_ref());
-        ops::norm(&stream, &by.borrow()).x.high.to_kind(Kind::Float)
+        self.infer(&stream, &ada, layer).x.high.to_kind(Kind::Float)
     }
 
     fn embed_images(&self, x: &Tensor, t: &Tensor) -> (Stream, Tensor) {
@@ -195,19 +190,19 @@ impl Fused {
         (self.embed(&patches), self.modulations(&condition.out))
     }
 
-    /// The stream that `layer` blocks make, less the last branch, and that branch.
-    fn infer(&self, mut stream: Stream, ada: &Tensor, layer: usize) -> (Stream, Option<Tensor>) {
-        let mut branch = None;
+    /// The stream that `layer` blocks make, and the norm after it, which comes with the update by the last branch.
+    fn infer(&self, stream: &Stream, ada: &Tensor, layer: usize) -> Normed {
+        let norm = |stream: &Stream, site: usize, branch: Option<&Tensor>| {
+            ops::norm(stream, &self.modulation(ada, site, branch).borrow())
+        };
+        let mut first = norm(stream, 0, None);
         for (i, block) in self.blocks[..layer].iter().enumerate() {
-            let first = ops::norm(&stream, &self.modulation(ada, 2 * i, branch.as_ref()).borrow());
             let (attended, _) = ops::attention(&linear(&block.qkv, &first.y), self.config.heads);
-            let attended = linear(&block.proj, &attended);
-            let second = ops::norm(&first.x, &self.modulation(ada, 2 * i + 1, Some(&attended)).borrow());
+            let second = norm(&first.x, 2 * i + 1, Some(&linear(&block.proj, &attended)));
             let (_, hidden) = ops::linear_gelu(&second.y, &block.fc1.weight, &block.fc1.bias);
-            branch = Some(linear(&block.fc2, &hidden));
-            stream = second.x;
+            first = norm(&second.x, 2 * i + 2, Some(&linear(&block.fc2, &hidden)));
         }
-        (stream, branch)
+        first
     }
 
     /// Patches `[A, N, C p p]` and sinusoidal embedding of the times `[A, 256]` to the output, keeping what
@@ -264,8 +259,7 @@ impl Fused {
     fn constants(&self, patches: &Tensor, ada: &Tensor, plan: &Plan) -> Tensor {
         let rest = |x: &Tensor, dim: i64| x.narrow(dim, plan.batch, x.size()[dim as usize] - plan.batch);
         let (patches, ada) = (rest(patches, 0), rest(ada, 1));
-        let (stream, branch) = self.infer(self.embed(&patches), &ada, plan.layer);
-        let Normed { x, y, .. } = ops::norm(&stream, &self.modulation(&ada, 2 * plan.layer, branch.as_ref()).borrow());
+        let Normed { x, y, .. } = self.infer(&self.embed(&patches), &ada, plan.layer);
         condition::mean_and_leave(&x, &y, None)
     }
 

@@ -1,6 +1,7 @@
 //! `README.md` of an exported model: the model card.
 
 use crate::{
+    fid::features,
     store::Store,
     text::{columns, head, plain},
 };
@@ -134,9 +135,8 @@ fn fid_rows(fid: &Value, digest: &str) -> Vec<Vec<String>> {
     if field("resize") != "tf1" {
         samples += &format!(", {} resize", field("resize"));
     }
-    // Results of the stage's first version do not say it.
-    if !["", "fp32"].contains(&field("feature_precision").as_str()) {
-        samples += &format!(", {} features", field("feature_precision"));
+    if let Some(features) = features(fid) {
+        samples += &format!(", {features}");
     }
     let number = |value: Option<&Value>, digits: usize| {
         value.and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))

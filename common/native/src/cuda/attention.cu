@@ -195,14 +195,8 @@ __global__ void __launch_bounds__(MAX_WARPS* WARP, 1) attention_backward(Gradien
 #pragma unroll
         for (int chunk = 0; chunk < 2; chunk++) {
           const int at = i % 4 * 2 + chunk;
-          const uint4 o = *reinterpret_cast<const uint4*>(h.out + token * h.out_stride + at * 8);
-          const uint4 d = load16_shared(row_address(douts, row, at));
-          const uint32_t os[4] = {o.x, o.y, o.z, o.w}, dos[4] = {d.x, d.y, d.z, d.w};
-#pragma unroll
-          for (int j = 0; j < 4; j++) {
-            const float2 a = unpack(os[j]), b = unpack(dos[j]);
-            delta += a.x * b.x + a.y * b.y;
-          }
+          const uint4 out = *reinterpret_cast<const uint4*>(h.out + token * h.out_stride + at * 8);
+          delta = add_products(delta, out, load16_shared(row_address(douts, row, at)));
         }
       }
       delta += __shfl_xor_sync(ALL, delta, 1);

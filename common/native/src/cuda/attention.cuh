@@ -21,6 +21,17 @@ __device__ inline void copy_rows(uint32_t to, const bf16* from, long stride, int
   }
 }
 
+// Adds the products of eight numbers each.
+__device__ inline float add_products(float sum, uint4 a, uint4 b) {
+  const uint32_t as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 x = unpack(as[i]), y = unpack(bs[i]);
+    sum += x.x * y.x + x.y * y.y;
+  }
+  return sum;
+}
+
 struct Gradient {
   const bf16 *qkv, *out, *dout;
   const float* lse;

@@ -529,13 +529,7 @@ struct Backward {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const uint32_t at = row_address(0, row, thread % 2 * 4 + i);
-        const uint4 a = load16_shared(queries(tile) + TILE + at), b = load16_shared(outs(tile) + at);
-        const uint32_t as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const float2 x = unpack(as[j]), y = unpack(bs[j]);
-          delta += x.x * y.x + x.y * y.y;
-        }
+        delta = add_products(delta, load16_shared(queries(tile) + TILE + at), load16_shared(outs(tile) + at));
       }
       delta += __shfl_xor_sync(ALL, delta, 1);
       if (thread % 2 == 0) {
