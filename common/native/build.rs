@@ -8,7 +8,8 @@ use std::{
 };
 
 /// The kernels: no libtorch in them.
-const KERNELS: [&str; 8] = ["attention", "attention90", "condition", "contrast", "mlp90", "norm", "pointwise", "step"];
+const KERNELS: [&str; 9] =
+    ["attention", "attention90", "condition", "contrast", "mlp90", "norm", "pointwise", "step", "weights90"];
 
 /// What needs libtorch's CUDA classes.
 const SHARED: &str = "liblcf_cuda.so";

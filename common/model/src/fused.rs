@@ -10,7 +10,7 @@ use crate::{
 use lcf_native::{
     condition::{self, BiasPlaces, Columns},
     graph::Aside,
-    ops::{self, Arriving, HEAD, Modulation, Normed, Stream, Sums},
+    ops::{self, Arriving, HEAD, Modulation, Normed, Stream, Sums, WeightGradient},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -266,6 +266,8 @@ impl Fused {
     /// The gradient of all parameters, into `gradient`, fp32 and of the length of the flat buffer.
     ///
     /// What was kept is freed as soon as it is of no more use, so that the gradients of activations need no memory beside it.
+    /// The weights of a block get theirs at its end, all at once. That takes no more memory than the pass begins with, as the
+    /// gradient through GELU replaces z.
     pub fn backward(&self, kept: Kept, start: &Start, gradient: &Tensor) {
         let Kept { patches, condition, ada, mut blocks, stream, y } = kept;
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
@@ -299,42 +301,42 @@ impl Fused {
                 },
             )
         };
-        let weight = |layer: &Linear, dy: &Tensor, x: &Tensor| {
-            let view = gradient.narrow(0, layer.offset[0], layer.weight.numel() as i64).view_as(&layer.weight);
-            ops::weight_gradient(dy, x, &view);
-        };
+        // Where the gradient of a weight goes.
+        let place = |of: &Linear| gradient.narrow(0, of.offset[0], of.weight.numel() as i64).view_as(&of.weight);
         // What ends before a block is the MLP of the block before.
         let before = |blocks: &[KeptBlock]| blocks.last().map(|block| block.mlp.shallow_clone());
-        weight(&self.output, start.out, &y);
+        ops::weight_gradient(start.out, &y, &place(&self.output));
         drop(y);
         let last = 2 * self.blocks.len();
         let dy = ops::input_gradient(start.out, &self.output.weight);
         let (mut dx, mut dh) = at(last, None, dy, stream, before(&blocks).as_ref());
         while let Some(own) = blocks.pop() {
             let (i, block) = (blocks.len(), &self.blocks[blocks.len()]);
-            let branch = dh.expect("a block ends with a branch");
-            weight(&block.fc2, &branch, &own.hidden);
-            let dz = own.hidden;
-            ops::gelu_input_gradient(&branch, &block.fc2.weight, &own.z, &z_sums.select(0, i as i64), &dz);
-            drop((branch, own.z, own.mlp));
-            weight(&block.fc1, &dz, &own.y[1]);
+            let KeptBlock { stream: [first, second], y: [y_qkv, y_fc1], qkv, attended, lse, projected, z, hidden, mlp } =
+                own;
+            drop(mlp);
+            let of_mlp = dh.expect("a block ends with a branch");
+            let dz = ops::gelu_input_gradient(&of_mlp, &block.fc2.weight, z, &z_sums.select(0, i as i64));
             let dy = ops::input_gradient(&dz, &block.fc1.weight);
-            drop(dz);
-            let [first, second] = own.stream;
-            let (middle, branch) = at(2 * i + 1, Some(dx), dy, second, Some(&own.projected));
-            let branch = branch.expect("the attention is a branch");
-            weight(&block.proj, &branch, &own.attended);
-            let da = ops::input_gradient(&branch, &block.proj.weight);
-            drop((branch, own.projected));
+            let (middle, branch) = at(2 * i + 1, Some(dx), dy, second, Some(&projected));
+            let of_attention = branch.expect("the attention is a branch");
+            drop(projected);
+            let da = ops::input_gradient(&of_attention, &block.proj.weight);
             let sums = qkv_sums.select(0, i as i64);
-            let dqkv = ops::attention_backward(&own.qkv, &own.attended, &own.lse, &da, self.config.heads, &sums);
-            drop((da, own.qkv, own.attended));
-            weight(&block.qkv, &dqkv, &own.y[0]);
+            let dqkv = ops::attention_backward(&qkv, &attended, &lse, &da, self.config.heads, &sums);
+            drop((da, qkv, lse));
             let dy = ops::input_gradient(&dqkv, &block.qkv.weight);
-            drop(dqkv);
+            let weights = [
+                (&block.qkv, &dqkv, &y_qkv),
+                (&block.proj, &of_attention, &attended),
+                (&block.fc1, &dz, &y_fc1),
+                (&block.fc2, &of_mlp, &hidden),
+            ];
+            ops::weight_gradients(&weights.map(|(layer, dy, x)| WeightGradient { dy, x, out: place(layer) }));
+            drop((dqkv, y_qkv, of_attention, attended, dz, y_fc1, of_mlp, hidden));
             (dx, dh) = at(2 * i, Some(middle), dy, first, before(&blocks).as_ref());
         }
-        weight(&self.patches, &dx, &patches);
+        ops::weight_gradient(&dx, &patches, &place(&self.patches));
 
         let [of_output, of_patches] = condition::row_shares([start.out, &dx]);
         let (first, stride) = (&self.blocks[0], self.block_stride);

@@ -135,6 +135,24 @@ unsafe extern "C" {
         columns: c_int,
         stream: *mut c_void,
     ) -> c_int;
+    fn lcf_weight_gradients_workspace(list: *const Listed, count: c_int, tokens: c_int) -> c_long;
+    fn lcf_weight_gradients(
+        list: *const Listed,
+        count: c_int,
+        tokens: c_int,
+        workspace: *mut c_void,
+        stream: *mut c_void,
+    ) -> c_int;
+}
+
+/// A [`WeightGradient`] as the kernels know it.
+#[repr(C)]
+struct Listed {
+    dy: *const c_void,
+    x: *const c_void,
+    out: *mut c_void,
+    n: c_int,
+    k: c_int,
 }
 
 /// The stream that operations on the device of `tensor` go to.
@@ -281,6 +299,55 @@ pub fn weight_gradient(dy: &Tensor, x: &Tensor, out: &Tensor) {
     let ((rows, n), (_, k)) = (matrix(dy), matrix(x));
     assert_eq!(out.kind(), Kind::Float, "kind of a weight gradient");
     product(x, dy, out, [k, n, rows], [false, true], &Epilogue::None);
+}
+
+/// What [`weight_gradient`] takes.
+#[derive(Debug)]
+pub struct WeightGradient<'a> {
+    /// `[.., N]`.
+    pub dy: &'a Tensor,
+    /// `[.., K]`.
+    pub x: &'a Tensor,
+    /// fp32 `[N, K]`.
+    pub out: Tensor,
+}
+
+/// [`weight_gradient`] of each, all over as many rows: on Hopper at once, where that takes the sizes.
+pub fn weight_gradients(all: &[WeightGradient]) {
+    let (list, rows) = listed(all);
+    let bytes = weight_workspace(&list, rows);
+    if bytes == 0 {
+        return all.iter().for_each(|g| weight_gradient(g.dy, g.x, &g.out));
+    }
+    let space = Tensor::empty([bytes], (Kind::Uint8, all[0].out.device()));
+    // SAFETY: sizes are checked; the workspace is as long as was asked for.
+    let code = unsafe {
+        lcf_weight_gradients(list.as_ptr(), list.len() as c_int, rows as c_int, space.data_ptr(), stream(&space))
+    };
+    check("weight gradients", code);
+}
+
+/// What the kernel is told of them, and how many rows there are.
+fn listed(all: &[WeightGradient]) -> (Vec<Listed>, i64) {
+    let rows = all.first().map_or(0, |first| matrix(first.dy).0);
+    let aligned = |data: *mut c_void| {
+        assert!((data as usize).is_multiple_of(16), "a matrix that is not aligned");
+        data
+    };
+    let list = |g: &WeightGradient| {
+        let ((of_dy, n), (of_x, k)) = (matrix(g.dy), matrix(g.x));
+        assert_eq!((of_dy, of_x), (rows, rows), "rows of a weight gradient");
+        assert_eq!(matrix(&g.out), (n, k), "rows and columns of a weight gradient");
+        let (dy, x) = (aligned(bf16(g.dy, rows * n)), aligned(bf16(g.x, rows * k)));
+        Listed { dy, x, out: aligned(fp32(&g.out, n * k)), n: n as c_int, k: k as c_int }
+    };
+    (all.iter().map(list).collect(), rows)
+}
+
+/// Bytes that the kernel for all of them needs beside, 0 where this device has none for these sizes.
+fn weight_workspace(list: &[Listed], rows: i64) -> i64 {
+    // SAFETY: the list is as long as it says; its pointers are not followed.
+    unsafe { lcf_weight_gradients_workspace(list.as_ptr(), list.len() as c_int, rows as c_int) }
 }
 
 /// Whether the attention takes so many tokens on a CUDA device: at most 256, but any number on Hopper.
@@ -520,23 +587,24 @@ pub fn gelu_parts(width: i64, hidden: i64) -> i64 {
     }
 }
 
-/// (dy W) gelu'(z) into `dz`: dy `[.., N]`, weight `[N, K]`, z and dz `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets
-/// its sums over shares of the rows.
-pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tensor, dz: &Tensor) {
+/// (dy W) gelu'(z): dy `[.., N]`, weight `[N, K]`, z `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets its sums over
+/// shares of the rows. z is used up: on Hopper its memory becomes the result's.
+pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: Tensor, sums: &Tensor) -> Tensor {
     let ((rows, n), (_, k)) = (matrix(dy), matrix(weight));
     assert_eq!(matrix(sums), (gelu_parts(n, k), k), "sums of a gradient");
-    assert_eq!(matrix(dz), (rows, k), "rows and columns of a gradient");
+    assert_eq!(matrix(&z), (rows, k), "rows and columns of a gradient");
     if mlp_parts(n, k) == 0 {
-        product(weight, dy, dz, [k, rows, n], [false, false], &Epilogue::None);
-        return gelu_backward(dz, z, sums);
+        let dz = input_gradient(dy, weight);
+        gelu_backward(&dz, &z, sums);
+        return dz;
     }
     // SAFETY: sizes are checked.
     let code = unsafe {
         lcf_mlp_backward(
             bf16(dy, rows * n),
             bf16(weight, n * k),
-            bf16(z, rows * k),
-            bf16(dz, rows * k),
+            bf16(&z, rows * k),
+            bf16(&z, rows * k),
             fp32(sums, sums.numel() as i64),
             rows as c_int,
             n as c_int,
@@ -545,6 +613,7 @@ pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: &Tensor, sums: &Tens
         )
     };
     check("gradient through GELU", code);
+    z
 }
 
 /// d *= gelu'(z) in place, both `[.., F]`; `sums`, fp32 `[parts, F]`, gets the sums over `parts` shares of the rows.
@@ -607,10 +676,14 @@ mod tests {
             assert!(found.iter().all(|&error| error < 3e-3), "{rows} x {width} x {hidden}: {found:?}");
 
             let weight = weight.transpose(0, 1).contiguous();
-            let sums = Tensor::full([gelu_parts(width, hidden), hidden], f64::NAN, (Kind::Float, DEVICE));
-            poison();
-            let dz = Tensor::full_like(&z, f64::NAN);
-            gelu_input_gradient(&x, &weight, &z, &sums, &dz);
+            let find = || {
+                let (z, sums) =
+                    (z.copy(), Tensor::full([gelu_parts(width, hidden), hidden], f64::NAN, (Kind::Float, DEVICE)));
+                poison();
+                (gelu_input_gradient(&x, &weight, z, &sums), sums)
+            };
+            let ((dz, sums), again) = (find(), find());
+            assert!(dz == again.0 && sums == again.1, "{rows} x {width} x {hidden}: the same inputs, other numbers");
             let leaf = double(&z).set_requires_grad(true);
             let arriving = double(&x).matmul(&double(&weight));
             let truth =
@@ -620,6 +693,44 @@ mod tests {
                 [difference(&dz, &truth[0]), difference(&sum, &truth[0].sum_dim_intlist(0, false, Kind::Double))];
             eprintln!("{rows} x {width} x {hidden}: gradient and its sums {found:?}");
             assert!(found.iter().all(|&error| error < 3e-3), "{rows} x {width} x {hidden}: {found:?}");
+        }
+    }
+
+    /// Sizes that Hopper takes at once, with rows that fill no tile, and others. Outputs and workspace held NaN before.
+    #[test]
+    fn weight_gradients_are_what_libtorch_computes() {
+        crate::open_cuda().unwrap();
+        for (rows, width, hidden) in [
+            (16384 + 37, 384, 1536),
+            (1000, 384, 1536),
+            (3, 384, 1536),
+            (16384 + 37, 768, 3072),
+            (1000, 768, 3072),
+            (77, 128, 264),
+        ] {
+            let layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)];
+            let operands = layers.map(|(n, k)| (random(&[rows, n], 1.0), random(&[rows, k], 1.0)));
+            let find = || {
+                let out = layers.map(|(n, k)| Tensor::full([n, k], f64::NAN, (Kind::Float, DEVICE)));
+                let pairs = operands.iter().zip(&out);
+                let all: Vec<_> =
+                    pairs.map(|((dy, x), out)| WeightGradient { dy, x, out: out.shallow_clone() }).collect();
+                let (list, rows) = listed(&all);
+                let bytes = weight_workspace(&list, rows);
+                assert_eq!(bytes > 0, mlp_parts(width, hidden) > 0, "what else Hopper takes of these sizes");
+                drop(Tensor::full([bytes], 255, (Kind::Uint8, DEVICE)));
+                weight_gradients(&all);
+                out
+            };
+            for (i, (found, again)) in find().iter().zip(&find()).enumerate() {
+                let ((n, k), (dy, x)) = (layers[i], &operands[i]);
+                let truth = dy.to_kind(Kind::Double).transpose(0, 1).matmul(&x.to_kind(Kind::Double));
+                let error = difference(found, &truth);
+                eprintln!("{rows} rows, {n} x {k}: {error:.1e}");
+                // A row too few or too many is a hundred times as much.
+                assert!(error < 1e-4, "{rows} rows, {n} x {k}: {error:.1e}");
+                assert!(found == again, "{rows} rows, {n} x {k}: the same inputs, other numbers");
+            }
         }
     }
 }

@@ -33,12 +33,39 @@ __device__ inline void barrier_wait(uint32_t barrier, int parity) {
       : "memory");
 }
 
+// Arrives at the barrier that lies where `barrier` does in a block of the cluster, to say that products have read something:
+// what this thread has written need not be visible there.
+__device__ inline void barrier_arrive(uint32_t barrier, uint32_t block) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(block)
+      : "memory");
+}
+
+// Until all threads of the cluster are here. By whole warps.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // The tile at (row, column) of the matrix that `map` describes, zeros where there is none; counts its bytes at `barrier`.
 __device__ inline void copy_tile(uint32_t to, const CUtensorMap& map, int row, int column, uint32_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
                    to),
                "l"(&map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
+}
+
+// The same tile to the same place in all blocks of the cluster that `blocks` has a bit for, and counted at the barrier of
+// each that lies where `barrier` does.
+__device__ inline void copy_tile(uint32_t to, const CUtensorMap& map, int row, int column, uint32_t barrier,
+                                 uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
 }
 
 // The same tile into the L2 cache only.

@@ -349,7 +349,7 @@ extern "C" int lcf_mlp_forward(const void* y, const void* weight, const void* bi
 }
 
 // dz = (dh weight) gelu'(z): dh [rows, k], weight [k, columns]. sums, [parts, columns], gets its sums over shares of the
-// rows.
+// rows. dz may be z: what a thread writes it has read itself, at the same addresses and before, and nobody else reads it.
 extern "C" int lcf_mlp_backward(const void* dh, const void* weight, const void* z, void* dz, float* sums, int rows, int k,
                                 int columns, void* stream) {
   return launch<true>(dh, {static_cast<const bf16*>(weight), nullptr, static_cast<bf16*>(const_cast<void*>(z)),
