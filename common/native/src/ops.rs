@@ -254,7 +254,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     out
 }
 
-/// (z, GELU(z)) of z = x W^T + b, GELU by tanh: of the fp32 sum, not of the z that is rounded.
+/// (z, GELU(z)) of z = x W^T + b, GELU by tanh: of the fp32 sum, not of the z that is rounded. Weight and bias may be read
+/// while the kernel that was launched last is running: that one may not write them.
 pub fn linear_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
     let ((rows, k), (n, _)) = (matrix(x), matrix(weight));
     let (z, out) = (with_columns(x, n, Kind::BFloat16), with_columns(x, n, Kind::BFloat16));
@@ -588,7 +589,7 @@ pub fn gelu_parts(width: i64, hidden: i64) -> i64 {
 }
 
 /// (dy W) gelu'(z): dy `[.., N]`, weight `[N, K]`, z `[.., K]`; `sums`, fp32 `[gelu_parts(N, K), K]`, gets its sums over
-/// shares of the rows. z is used up: on Hopper its memory becomes the result's.
+/// shares of the rows. z is used up: on Hopper its memory becomes the result's. The weight is read as [`linear_gelu`] does.
 pub fn gelu_input_gradient(dy: &Tensor, weight: &Tensor, z: Tensor, sums: &Tensor) -> Tensor {
     let ((rows, n), (_, k)) = (matrix(dy), matrix(weight));
     assert_eq!(matrix(sums), (gelu_parts(n, k), k), "sums of a gradient");

@@ -7,6 +7,7 @@
 // With all keys of a head in shared memory nothing is read twice, no sum needs atomics, and the same inputs give the same
 // bits. FlashAttention-2 (Dao 2023, arXiv 2307.08691) is where the recomputation in the backward pass comes from.
 #include "attention.cuh"
+#include "launch.cuh"
 
 namespace {
 
@@ -379,22 +380,9 @@ __global__ void __launch_bounds__(MAX_WARPS* WARP, 1) attention_backward(Gradien
   copies_wait<0>();
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
-}
-
-// Whether a device can run attention90.cu, whose machine code is for this one generation: later cards have PTX alone.
-bool is_hopper(int device) {
-  return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
-         attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
-}
-
 // Whether the current device computes so many tokens by attention90.cu, and how many processors it has.
 bool by_hopper(int tokens, int* processors) {
-  int device = 0;
-  cudaGetDevice(&device);
+  const int device = current_device();
   *processors = attribute(cudaDevAttrMultiProcessorCount, device);
   return tokens > MAX_SHORT / 2 && is_hopper(device);
 }

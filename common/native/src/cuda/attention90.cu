@@ -1,6 +1,7 @@
 // The attention of attention.cu for more than 128 tokens, however many, by Hopper's own matrix products; the layouts are
 // described there. Persistent blocks, whose tiles are copied ahead of those who wait for them.
 #include "attention.cuh"
+#include "launch.cuh"
 #include "tiles.cuh"
 #include "wgmma.cuh"
 
@@ -116,6 +117,7 @@ __device__ void forward(const ForwardMaps& maps, float* lse, int tokens, int hea
     barriers_publish();
   }
   __syncthreads();
+  await_kernel_before();
 
   // Numbers of what the rings hold: queries; keys and, next, values.
   int turn = 0, number = 0;
@@ -336,6 +338,7 @@ struct Backward {
       barriers_publish();
     }
     __syncthreads();
+    await_kernel_before();
   }
 
   // The groups that have keys.
@@ -692,10 +695,9 @@ int attention_forward_hopper(const bf16* qkv, bf16* out, float* lse, int tokens,
   if (!describe_all(maps.qkv, qkv, samples, tokens, 3 * width, BLOCK) ||
       !describe_all(maps.out, out, samples, tokens, width, OWN))
     return cudaErrorNotSupported;
-  cudaFuncSetAttribute(attention_forward90, cudaFuncAttributeMaxDynamicSharedMemorySize, FORWARD_BYTES);
   const int count = samples * heads * ((tokens + ROWS - 1) / ROWS);
-  attention_forward90<<<min(count, processors), FORWARD_THREADS, FORWARD_BYTES, stream>>>(maps, lse, tokens, heads, samples);
-  return cudaGetLastError();
+  return launch(attention_forward90, {min(count, processors), FORWARD_THREADS, FORWARD_BYTES}, stream, maps, lse, tokens,
+                heads, samples);
 }
 
 int attention_backward_hopper(const Gradient& g, int processors, cudaStream_t stream) {
@@ -707,9 +709,7 @@ int attention_backward_hopper(const Gradient& g, int processors, cudaStream_t st
       !describe_all(maps.dqkv, g.dqkv, g.samples, g.tokens, 3 * width, OWN))
     return cudaErrorNotSupported;
   const auto kernel = g.tokens > MAX_SHORT ? attention_backward90<true> : attention_backward90<false>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BACKWARD_BYTES);
-  kernel<<<min(g.samples * g.heads, processors), BACKWARD_THREADS, BACKWARD_BYTES, stream>>>(maps, g);
-  return cudaGetLastError();
+  return launch(kernel, {min(g.samples * g.heads, processors), BACKWARD_THREADS, BACKWARD_BYTES}, stream, maps, g);
 }
 
 }  // namespace lcf

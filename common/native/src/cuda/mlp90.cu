@@ -11,6 +11,7 @@
 
 #include "bulk.cuh"
 #include "gelu.cuh"
+#include "launch.cuh"
 #include "wgmma.cuh"
 
 namespace {
@@ -177,6 +178,8 @@ __device__ inline void multiply_rows(const Mlp& m, const Share<N>& s) {
     load_rows<K, N>(s.weights, m.weight + static_cast<long>(s.part) * N * K, threadIdx.x);
   publish_to_products();
   asm volatile("bar.sync 1, %0;" ::"n"(GROUPS * GROUP) : "memory");
+  // The weight above needed no waiting: the kernel before does not write it, and all others have ended.
+  await_kernel_before();
 
   // Addresses are counted in units of 16 bytes there.
   const uint64_t ring_tile = tile(s.ring), weight_tile = tile<PIECE>(s.weights);
@@ -291,7 +294,10 @@ __device__ void work(const CUtensorMap& map, const Mlp& m, char* shared) {
   // A group whose first warp copies leaves its registers to those that multiply.
   if (threadIdx.x >= GROUPS * GROUP) {
     fewer_registers<24>();
-    if (threadIdx.x < GROUPS * GROUP + WARP) bring_rows<K / 64, N, BACKWARD>(map, m, s);
+    if (threadIdx.x < GROUPS * GROUP + WARP) {
+      await_kernel_before();
+      bring_rows<K / 64, N, BACKWARD>(map, m, s);
+    }
   } else {
     more_registers<240>();
     multiply_rows<K, N, BACKWARD>(m, s);
@@ -313,16 +319,12 @@ __global__ void __launch_bounds__(THREADS, 1) mlp90(const __grid_constant__ CUte
 int sharers(int k, int columns) {
   const int wide = k == 384 ? COLUMNS<384> : k == 768 ? COLUMNS<768> : 0;
   if (wide == 0 || columns % wide != 0) return 0;
-  int device = 0, processors = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0 ? processors / (columns / wide) : 0;
+  const int device = current_device();
+  return is_hopper(device) ? attribute(cudaDevAttrMultiProcessorCount, device) / (columns / wide) : 0;
 }
 
 template <bool BACKWARD>
-int launch(const void* rows, const Mlp& m, int k, void* stream) {
+int run(const void* rows, const Mlp& m, int k, void* stream) {
   CUtensorMap map;
   const cudaError_t error =
       describe(map, rows, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(m.rows)}, ROWS);
@@ -330,9 +332,7 @@ int launch(const void* rows, const Mlp& m, int k, void* stream) {
   const auto kernel = k == 384 ? mlp90<384, BACKWARD> : mlp90<768, BACKWARD>;
   const int bytes = k == 384 ? SHARED<384> : SHARED<768>;
   const int blocks = sharers(k, m.columns) * (m.columns / (k == 384 ? COLUMNS<384> : COLUMNS<768>));
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  kernel<<<blocks, THREADS, bytes, static_cast<cudaStream_t>(stream)>>>(map, m);
-  return cudaGetLastError();
+  return launch(kernel, {blocks, THREADS, bytes}, static_cast<cudaStream_t>(stream), map, m);
 }
 
 }  // namespace
@@ -341,17 +341,20 @@ int launch(const void* rows, const Mlp& m, int k, void* stream) {
 // latter writes, else 0.
 extern "C" int lcf_mlp_parts(int k, int columns) { return sharers(k, columns) * (GROUPS * GROUP / WARP); }
 
+// The kernel launched just before either of these may not write the weight or the bias. In a training step it is a norm, and
+// what writes them is the update that ends the step before.
+
 // z = y weight^T + bias and out = gelu(z): y [rows, k], weight [columns, k].
 extern "C" int lcf_mlp_forward(const void* y, const void* weight, const void* bias, void* z, void* out, int rows, int k,
                                int columns, void* stream) {
-  return launch<false>(y, {static_cast<const bf16*>(weight), static_cast<const bf16*>(bias), static_cast<bf16*>(z),
-                           static_cast<bf16*>(out), nullptr, rows, columns}, k, stream);
+  return run<false>(y, {static_cast<const bf16*>(weight), static_cast<const bf16*>(bias), static_cast<bf16*>(z),
+                        static_cast<bf16*>(out), nullptr, rows, columns}, k, stream);
 }
 
 // dz = (dh weight) gelu'(z): dh [rows, k], weight [k, columns]. sums, [parts, columns], gets its sums over shares of the
 // rows. dz may be z: what a thread writes it has read itself, at the same addresses and before, and nobody else reads it.
 extern "C" int lcf_mlp_backward(const void* dh, const void* weight, const void* z, void* dz, float* sums, int rows, int k,
                                 int columns, void* stream) {
-  return launch<true>(dh, {static_cast<const bf16*>(weight), nullptr, static_cast<bf16*>(const_cast<void*>(z)),
-                           static_cast<bf16*>(dz), sums, rows, columns}, k, stream);
+  return run<true>(dh, {static_cast<const bf16*>(weight), nullptr, static_cast<bf16*>(const_cast<void*>(z)),
+                        static_cast<bf16*>(dz), sums, rows, columns}, k, stream);
 }

@@ -13,6 +13,7 @@
 // gate, shift and scale are bf16 rows of length D, one a sample, `stride` apart; D is a multiple of 128.
 #include <cuda_runtime.h>
 
+#include "launch.cuh"
 #include "vector.cuh"
 
 namespace {
@@ -38,8 +39,8 @@ __device__ inline uint4 narrow(const Eight& e) {
   return make_uint4(pack(e.v[0], e.v[1]), pack(e.v[2], e.v[3]), pack(e.v[4], e.v[5]), pack(e.v[6], e.v[7]));
 }
 
-// Nothing that is read is written: the loads may go ahead of stores.
-__device__ inline uint4 load16(const bf16* p) { return __ldg(reinterpret_cast<const uint4*>(p)); }
+// Not by the read-only path: the kernel before may still be writing this when the kernel begins.
+__device__ inline uint4 load16(const bf16* p) { return *reinterpret_cast<const uint4*>(p); }
 __device__ inline void store16(bf16* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
 
 // The number that lies byte `which` of `lows`, with its sign, 256ths of a bf16's last place from `high`.
@@ -82,6 +83,7 @@ template <int D, bool GATED>
 __global__ void __launch_bounds__(THREADS) norm_forward(Forward f) {
   constexpr int V = D / (8 * LANES<D>);
   const int row = static_cast<int>((blockIdx.x * THREADS + threadIdx.x) / LANES<D>);
+  await_kernel_before();
   if (row >= f.rows) return;
   const int first = threadIdx.x % LANES<D> * 8, step = LANES<D> * 8;
   const long at = static_cast<long>(row) * D + first, of_sample = row / f.tokens * f.stride + first;
@@ -90,7 +92,7 @@ __global__ void __launch_bounds__(THREADS) norm_forward(Forward f) {
 #pragma unroll
   for (int i = 0; i < V; i++) {
     raw[i] = load16(f.x + at + i * step);
-    low[i] = f.x_low ? __ldg(reinterpret_cast<const uint2*>(f.x_low + at + i * step)) : make_uint2(0, 0);
+    low[i] = f.x_low ? *reinterpret_cast<const uint2*>(f.x_low + at + i * step) : make_uint2(0, 0);
     if (GATED) branch[i] = load16(f.h + at + i * step);
     if (GATED) gate[i] = load16(f.gate + of_sample + i * step);
   }
@@ -224,6 +226,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<D>) norm_backward(Backward b
     }
     copies_commit();
   };
+  await_kernel_before();
 #pragma unroll
   for (int stage = 0; stage + 1 < STAGES<D>; stage++) fetch(first + warp + stage * WARPS, stage);
 
@@ -293,16 +296,13 @@ template <int D>
 int forward(const Forward& f, cudaStream_t stream) {
   constexpr int ROWS = THREADS / LANES<D>;
   const auto kernel = f.gate ? norm_forward<D, true> : norm_forward<D, false>;
-  kernel<<<(f.rows + ROWS - 1) / ROWS, THREADS, 0, stream>>>(f);
-  return cudaGetLastError();
+  return launch(kernel, {(f.rows + ROWS - 1) / ROWS, THREADS, 0}, stream, f);
 }
 
 template <int D>
 int backward(const Backward& b, int samples, int chunks, cudaStream_t stream) {
   const auto kernel = b.gate ? norm_backward<D, true> : norm_backward<D, false>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, RING<D>);
-  kernel<<<dim3(chunks, samples), THREADS, RING<D>, stream>>>(b);
-  return cudaGetLastError();
+  return launch(kernel, {dim3(chunks, samples), THREADS, RING<D>}, stream, b);
 }
 
 }  // namespace

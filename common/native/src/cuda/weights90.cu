@@ -20,6 +20,7 @@
 #include <cuda_runtime.h>
 
 #include "bulk.cuh"
+#include "launch.cuh"
 #include "wgmma.cuh"
 
 namespace {
@@ -190,6 +191,7 @@ __device__ void work(const Work& w, char* shared) {
   }
   // Before the other block copies to this one or arrives at its barriers.
   cluster_sync();
+  await_kernel_before();
   if (threadIdx.x >= WARPS * WARP) {
     if (threadIdx.x == WARPS * WARP) bring(w, cluster, rank, ring, filled, emptied);
     __syncwarp();
@@ -236,6 +238,7 @@ __global__ void __launch_bounds__(ADD_THREADS) weights90_add(const __grid_consta
   const int row = (p.row * BLOCKS + rank) * SIDE + warp * 16 + lane / 4;
   const int column = p.column * SIDE + first * 8 + lane % 4 * 2;
   __syncthreads();
+  await_kernel_before();
   const float4* from = reinterpret_cast<const float4*>(plan.sums) + item * WARP + lane;
   constexpr long SLOT = static_cast<long>(BLOCKS) * WARPS * (SUMS / 4) * WARP;
   float4 total[ADD_EACH] = {};
@@ -264,36 +267,25 @@ __global__ void __launch_bounds__(ADD_THREADS) weights90_add(const __grid_consta
   }
 }
 
-cudaLaunchConfig_t configure(cudaLaunchAttribute (&attribute)[1], int clusters, cudaStream_t stream) {
-  attribute[0].id = cudaLaunchAttributeClusterDimension;
-  attribute[0].val.clusterDim = {BLOCKS, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = clusters * BLOCKS;
-  config.blockDim = THREADS;
-  config.dynamicSmemBytes = SHARED;
-  config.stream = stream;
-  config.attrs = attribute;
-  config.numAttrs = 1;
-  return config;
-}
-
 // Clusters that the device runs at a time, 0 where it is not for this file. Devices of a process are taken to be alike.
 int clusters() {
   static const int found = [] {
-    int device = 0, processors = 0, major = 0, minor = 0, most = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    if (major != 9 || minor != 0) return 0;
+    const int device = current_device();
+    if (!is_hopper(device)) return 0;
     cudaFuncSetAttribute(weights90, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
-    cudaLaunchAttribute attribute[1];
-    const cudaLaunchConfig_t config = configure(attribute, processors / BLOCKS, nullptr);
-    if (cudaOccupancyMaxActiveClusters(&most, weights90, &config) != cudaSuccess) {
-      cudaGetLastError();
-      return 0;
-    }
-    return most;
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {BLOCKS, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = attribute(cudaDevAttrMultiProcessorCount, device) / BLOCKS * BLOCKS;
+    config.blockDim = THREADS;
+    config.dynamicSmemBytes = SHARED;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int most = 0;
+    if (cudaOccupancyMaxActiveClusters(&most, weights90, &config) == cudaSuccess) return most;
+    cudaGetLastError();
+    return 0;
   }();
   return found;
 }
@@ -368,12 +360,7 @@ extern "C" int lcf_weight_gradients(const WeightGradient* list, int count, int t
     if (error == cudaSuccess) error = describe(w.x[i], list[i].x, {k, rows}, SHARE);
     if (error != cudaSuccess) return error;
   }
-  cudaFuncSetAttribute(weights90, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
-  cudaLaunchAttribute attribute[1];
-  const cudaLaunchConfig_t config = configure(attribute, clusters(), s);
-  const cudaError_t error = cudaLaunchKernelEx(&config, weights90, w);
+  const cudaError_t error = launch(weights90, {clusters() * BLOCKS, THREADS, SHARED, BLOCKS}, s, w);
   const int blocks = (w.plan.tiles - w.plan.split) * ADD_BLOCKS;
-  if (error != cudaSuccess || blocks == 0) return error;
-  weights90_add<<<blocks, ADD_THREADS, 0, s>>>(w.plan);
-  return cudaGetLastError();
+  return error != cudaSuccess || blocks == 0 ? error : launch(weights90_add, {blocks, ADD_THREADS, 0}, s, w.plan);
 }
