@@ -53,9 +53,9 @@ struct Ring {
     for (int i = 0; i < SLOTS; i++) barrier_init(first + i * 8, arrivals);
   }
   // Until phase `number` is over.
-  __device__ void await(int number) const { barrier_poll((*this)[number], number / SLOTS % 2); }
+  __device__ void await(int number) const { barrier_wait((*this)[number], number / SLOTS % 2); }
   // Until the slot that `number` takes was released by who had it before.
-  __device__ void await_free(int number) const { barrier_poll((*this)[number], number / SLOTS % 2 ^ 1); }
+  __device__ void await_free(int number) const { barrier_wait((*this)[number], number / SLOTS % 2 ^ 1); }
 };
 
 // Where a lane writes the first of four matrices by store_matrices: those of a warp's 16 rows and 16 columns, as a left

@@ -23,14 +23,17 @@ __device__ inline void barrier_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Until the barrier has completed with this parity. The loop is the compiler's to see: with one inside the assembly the MLP
+// keeps more on the stack.
 __device__ inline void barrier_wait(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
+  uint32_t passed;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(passed)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!passed);
 }
 
 // Arrives at the barrier that lies where `barrier` does in a block of the cluster, to say that products have read something:

@@ -8,19 +8,6 @@ namespace lcf {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// What barrier_wait does, as a loop that the compiler sees: it makes other code of it around, and the times of either file
-// were measured with its own.
-__device__ inline void barrier_poll(uint32_t barrier, uint32_t parity) {
-  uint32_t passed;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(passed)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!passed);
-}
-
 // Copies the rows from `row` on that the description says, 64 columns of them; `barrier` gets the bytes.
 __device__ inline void load_tile(uint32_t to, const CUtensorMap& from, int column, int row, int sample, uint32_t barrier) {
   asm volatile(
