@@ -7,7 +7,7 @@
 // With all keys of a head in shared memory nothing is read twice, no sum needs atomics, and the same inputs give the same
 // bits. FlashAttention-2 (Dao 2023, arXiv 2307.08691) is where the recomputation in the backward pass comes from.
 #include "attention.cuh"
-#include "launch.cuh"
+#include "device.h"
 
 namespace {
 

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "device.h"
+
 namespace {
 
 struct Library {
@@ -76,12 +78,10 @@ struct Product {
 // two around GELU, in us: H200 856, first proposals 912, fastest 854; H100 950, 955 and 943. Of width 768 the first ones
 // are as good.
 int choose(const Library& lib, const Product& p, const cublasLtMatmulHeuristicResult_t* proposals, int found) {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   const int64_t width = std::min(p.m, p.k);
   const bool narrow = !p.wide && width >= 128 && width < 512;
-  for (int i = 0; i < found && major == 9 && narrow; i++) {
+  if (!narrow || !lcf::is_hopper(lcf::current_device())) return 0;
+  for (int i = 0; i < found; i++) {
     cublasLtMatmulTile_t tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
     lib.config(&proposals[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, nullptr);
     if (tile == CUBLASLT_MATMUL_TILE_128x128) return i;

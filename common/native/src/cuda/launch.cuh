@@ -3,6 +3,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "device.h"
+
 namespace lcf {
 
 // By every thread before it touches global memory, and in every block: waits until the kernel before this one has ended and
@@ -12,24 +14,6 @@ __device__ inline void await_kernel_before() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-inline int current_device() {
-  int device = 0;
-  cudaGetDevice(&device);
-  return device;
-}
-
-inline int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
-}
-
-// Whether a device runs the machine code for Hopper, which is for this one generation: later cards have PTX alone.
-inline bool is_hopper(int device) {
-  return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
-         attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
 }
 
 struct Grid {
