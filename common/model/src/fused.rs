@@ -17,6 +17,11 @@ use tch::{Device, Kind, Tensor};
 /// Thread blocks that fill an H100 with the norms' backward pass, two on a multiprocessor.
 const BLOCKS: i64 = 256;
 
+/// Tokens of as many blocks as get their weight gradients at once. More blocks take fewer starts and ends of kernels and share
+/// out fewer tiles, but what they read has left the L2 cache: of 64 samples of 256 tokens, three are better than one, two, six
+/// or twelve; of 256, one is better than any more (H100).
+const MOST_TOGETHER: i64 = 3 << 14;
+
 /// Weight `[out, in]` and bias of a layer, and where they start in the flat buffer.
 #[derive(Debug)]
 struct Linear {
@@ -266,8 +271,8 @@ impl Fused {
     /// The gradient of all parameters, into `gradient`, fp32 and of the length of the flat buffer.
     ///
     /// What was kept is freed as soon as it is of no more use, so that the gradients of activations need no memory beside it.
-    /// The weights of a block get theirs at its end, all at once. That takes no more memory than the pass begins with, as the
-    /// gradient through GELU replaces z.
+    /// The weights of some blocks get theirs at once. That takes no more memory than the pass begins with: what is kept for it
+    /// is less than what a block frees, as the gradient through GELU replaces z.
     pub fn backward(&self, kept: Kept, start: &Start, gradient: &Tensor) {
         let Kept { patches, condition, ada, mut blocks, stream, y } = kept;
         let (depth, d) = (self.blocks.len() as i64, self.config.width);
@@ -310,6 +315,8 @@ impl Fused {
         let last = 2 * self.blocks.len();
         let dy = ops::input_gradient(start.out, &self.output.weight);
         let (mut dx, mut dh) = at(last, None, dy, stream, before(&blocks).as_ref());
+        let at_once = (MOST_TOGETHER / (samples * tokens)).max(1) as usize;
+        let mut weights = Vec::new();
         while let Some(own) = blocks.pop() {
             let (i, block) = (blocks.len(), &self.blocks[blocks.len()]);
             let KeptBlock { stream: [first, second], y: [y_qkv, y_fc1], qkv, attended, lse, projected, z, hidden, mlp } =
@@ -326,14 +333,16 @@ impl Fused {
             let dqkv = ops::attention_backward(&qkv, &attended, &lse, &da, self.config.heads, &sums);
             drop((da, qkv, lse));
             let dy = ops::input_gradient(&dqkv, &block.qkv.weight);
-            let weights = [
-                (&block.qkv, &dqkv, &y_qkv),
-                (&block.proj, &of_attention, &attended),
-                (&block.fc1, &dz, &y_fc1),
-                (&block.fc2, &of_mlp, &hidden),
-            ];
-            ops::weight_gradients(&weights.map(|(layer, dy, x)| WeightGradient { dy, x, out: place(layer) }));
-            drop((dqkv, y_qkv, of_attention, attended, dz, y_fc1, of_mlp, hidden));
+            weights.extend([
+                WeightGradient { dy: dqkv, x: y_qkv, out: place(&block.qkv) },
+                WeightGradient { dy: of_attention, x: attended, out: place(&block.proj) },
+                WeightGradient { dy: dz, x: y_fc1, out: place(&block.fc1) },
+                WeightGradient { dy: of_mlp, x: hidden, out: place(&block.fc2) },
+            ]);
+            if i == 0 || (self.blocks.len() - i).is_multiple_of(at_once) {
+                ops::weight_gradients(&weights);
+                weights.clear();
+            }
             (dx, dh) = at(2 * i, Some(middle), dy, first, before(&blocks).as_ref());
         }
         ops::weight_gradient(&dx, &patches, &place(&self.patches));

@@ -304,42 +304,47 @@ pub fn weight_gradient(dy: &Tensor, x: &Tensor, out: &Tensor) {
 
 /// What [`weight_gradient`] takes.
 #[derive(Debug)]
-pub struct WeightGradient<'a> {
+pub struct WeightGradient {
     /// `[.., N]`.
-    pub dy: &'a Tensor,
+    pub dy: Tensor,
     /// `[.., K]`.
-    pub x: &'a Tensor,
+    pub x: Tensor,
     /// fp32 `[N, K]`.
     pub out: Tensor,
 }
 
+/// Most weight gradients that one kernel makes.
+const MOST_WEIGHTS: usize = 48;
+
 /// [`weight_gradient`] of each, all over as many rows: on Hopper at once, where that takes the sizes.
 pub fn weight_gradients(all: &[WeightGradient]) {
-    let (list, rows) = listed(all);
-    let bytes = weight_workspace(&list, rows);
-    if bytes == 0 {
-        return all.iter().for_each(|g| weight_gradient(g.dy, g.x, &g.out));
+    for some in all.chunks(MOST_WEIGHTS) {
+        let (list, rows) = listed(some);
+        let bytes = weight_workspace(&list, rows);
+        if bytes == 0 {
+            some.iter().for_each(|g| weight_gradient(&g.dy, &g.x, &g.out));
+            continue;
+        }
+        let space = Tensor::empty([bytes], (Kind::Uint8, some[0].out.device()));
+        let (count, rows) = (list.len() as c_int, rows as c_int);
+        // SAFETY: sizes are checked; the workspace is as long as was asked for.
+        let code = unsafe { lcf_weight_gradients(list.as_ptr(), count, rows, space.data_ptr(), stream(&space)) };
+        check("weight gradients", code);
     }
-    let space = Tensor::empty([bytes], (Kind::Uint8, all[0].out.device()));
-    // SAFETY: sizes are checked; the workspace is as long as was asked for.
-    let code = unsafe {
-        lcf_weight_gradients(list.as_ptr(), list.len() as c_int, rows as c_int, space.data_ptr(), stream(&space))
-    };
-    check("weight gradients", code);
 }
 
 /// What the kernel is told of them, and how many rows there are.
 fn listed(all: &[WeightGradient]) -> (Vec<Listed>, i64) {
-    let rows = all.first().map_or(0, |first| matrix(first.dy).0);
+    let rows = all.first().map_or(0, |first| matrix(&first.dy).0);
     let aligned = |data: *mut c_void| {
         assert!((data as usize).is_multiple_of(16), "a matrix that is not aligned");
         data
     };
     let list = |g: &WeightGradient| {
-        let ((of_dy, n), (of_x, k)) = (matrix(g.dy), matrix(g.x));
+        let ((of_dy, n), (of_x, k)) = (matrix(&g.dy), matrix(&g.x));
         assert_eq!((of_dy, of_x), (rows, rows), "rows of a weight gradient");
         assert_eq!(matrix(&g.out), (n, k), "rows and columns of a weight gradient");
-        let (dy, x) = (aligned(bf16(g.dy, rows * n)), aligned(bf16(g.x, rows * k)));
+        let (dy, x) = (aligned(bf16(&g.dy, rows * n)), aligned(bf16(&g.x, rows * k)));
         Listed { dy, x, out: aligned(fp32(&g.out, n * k)), n: n as c_int, k: k as c_int }
     };
     (all.iter().map(list).collect(), rows)
@@ -701,22 +706,28 @@ mod tests {
     #[test]
     fn weight_gradients_are_what_libtorch_computes() {
         crate::open_cuda().unwrap();
-        for (rows, width, hidden) in [
-            (16384 + 37, 384, 1536),
-            (1000, 384, 1536),
-            (3, 384, 1536),
-            (16384 + 37, 768, 3072),
-            (1000, 768, 3072),
-            (77, 128, 264),
+        for (blocks, rows, width, hidden) in [
+            (1, 16384 + 37, 384, 1536),
+            (12, 16384 + 37, 384, 1536),
+            (3, 1000, 384, 1536),
+            (1, 3, 384, 1536),
+            (2, 16384 + 37, 768, 3072),
+            (13, 1000, 768, 3072),
+            (2, 77, 128, 264),
         ] {
-            let layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)];
-            let operands = layers.map(|(n, k)| (random(&[rows, n], 1.0), random(&[rows, k], 1.0)));
+            let layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)].repeat(blocks);
+            let operands: Vec<_> =
+                layers.iter().map(|&(n, k)| (random(&[rows, n], 1.0), random(&[rows, k], 1.0))).collect();
             let find = || {
-                let out = layers.map(|(n, k)| Tensor::full([n, k], f64::NAN, (Kind::Float, DEVICE)));
-                let pairs = operands.iter().zip(&out);
-                let all: Vec<_> =
-                    pairs.map(|((dy, x), out)| WeightGradient { dy, x, out: out.shallow_clone() }).collect();
-                let (list, rows) = listed(&all);
+                let out: Vec<_> =
+                    layers.iter().map(|&(n, k)| Tensor::full([n, k], f64::NAN, (Kind::Float, DEVICE))).collect();
+                let each = |((dy, x), out): (&(Tensor, Tensor), &Tensor)| WeightGradient {
+                    dy: dy.shallow_clone(),
+                    x: x.shallow_clone(),
+                    out: out.shallow_clone(),
+                };
+                let all: Vec<_> = operands.iter().zip(&out).map(each).collect();
+                let (list, rows) = listed(&all[..all.len().min(MOST_WEIGHTS)]);
                 let bytes = weight_workspace(&list, rows);
                 assert_eq!(bytes > 0, mlp_parts(width, hidden) > 0, "what else Hopper takes of these sizes");
                 drop(Tensor::full([bytes], 255, (Kind::Uint8, DEVICE)));
