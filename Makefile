@@ -33,7 +33,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help deps build all show smoke cifar10 test check unit faults fuzz python-test bench gc clean distclean
+.PHONY: help deps build all show smoke cifar10 test check unit cuda-test faults fuzz python-test bench gc clean distclean
 
 include pipelines/stages.mk
 
@@ -54,7 +54,8 @@ make TARGET [VARIABLE=VALUE]...
   deps       install libtorch into .venv (done by build when needed)
   build      compile everything into target/release
   check      format and clippy
-  unit       unit, golden and integration tests
+  unit       unit, golden and integration tests, with cuda-test where there is a GPU
+  cuda-test  kernels, fused model, captured step and, of two GPUs, NCCL against their references
   faults     break the pipeline on purpose: kills, faults of the disk, damaged files, races (docs/faults.md)
   fuzz       libFuzzer on the readers of files from strangers (needs cargo-fuzz; docs/faults.md)
   bench      how fast each stage computes, beside PyTorch's training step where Python can import torch: a table, and
@@ -129,11 +130,20 @@ test: check
 check: deps
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --all-targets -p lcf-native -p lcf-model -p lcf-train --features cuda-tests -- -D warnings
 	pipelines/deny.sh
 
 unit: deps
 	pipelines/tensorboard.sh
 	cargo test --release --workspace
+	@$(if $(HAS_GPU),$(MAKE) --no-print-directory cuda-test)
+
+HAS_GPU = $(if $(filter 1,$(CUDA)),$(shell nvidia-smi -L 2>/dev/null | grep '^GPU'))
+CUDA_TEST := cargo test --release --lib --features cuda-tests
+cuda-test: deps
+	$(CUDA_TEST) -p lcf-native -- --test-threads=1
+	$(CUDA_TEST) -p lcf-model -- --test-threads=1 fused
+	$(CUDA_TEST) -p lcf-train -- --test-threads=1 cuda_tests
 
 faults: build
 	cargo build --release --workspace --bin lcf-faults
