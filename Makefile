@@ -54,8 +54,8 @@ make TARGET [VARIABLE=VALUE]...
   deps       install libtorch into .venv (done by build when needed)
   build      compile everything into target/release
   check      format and clippy
-  unit       unit, golden and integration tests, with cuda-test where there is a GPU
-  cuda-test  kernels, fused model, captured step and, of two GPUs, NCCL against their references
+  unit       unit, golden and integration tests
+  cuda-test  those that need a GPU, which test includes where there is one; of two GPUs, those between GPUs too
   faults     break the pipeline on purpose: kills, faults of the disk, damaged files, races (docs/faults.md)
   fuzz       libFuzzer on the readers of files from strangers (needs cargo-fuzz; docs/faults.md)
   bench      how fast each stage computes, beside PyTorch's training step where Python can import torch: a table, and
@@ -126,24 +126,27 @@ test: check
 	pipelines/smoke-test.sh
 	@$(MAKE) --no-print-directory faults
 	@$(MAKE) --no-print-directory python-test P=smoke DEVICE=cpu
+	@$(if $(filter-out 0,$(GPU_COUNT)),$(MAKE) --no-print-directory cuda-test)
 
 check: deps
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	cargo clippy --release --all-targets -p lcf-native -p lcf-model -p lcf-train --features cuda-tests -- -D warnings
+	cargo clippy --release --workspace --all-targets --all-features -- -D warnings
 	pipelines/deny.sh
 
 unit: deps
 	pipelines/tensorboard.sh
 	cargo test --release --workspace
-	@$(if $(HAS_GPU),$(MAKE) --no-print-directory cuda-test)
 
-HAS_GPU = $(if $(filter 1,$(CUDA)),$(shell nvidia-smi -L 2>/dev/null | grep '^GPU'))
-CUDA_TEST := cargo test --release --lib --features cuda-tests
+# Those between GPUs want two. Where the network of FID is not there, as before the first smoke, its test fails and says so.
+GPU_COUNT = $(if $(filter 1,$(CUDA)),$(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU'),0)
+CUDA_TEST := cargo test --release --features cuda-tests
+cuda-test: private ALONE = --test-threads=1 $(if $(filter 1,$(GPU_COUNT)),--skip collectives_on_cuda --skip gpus_make)
 cuda-test: deps
-	$(CUDA_TEST) -p lcf-native -- --test-threads=1
-	$(CUDA_TEST) -p lcf-model -- --test-threads=1 fused
-	$(CUDA_TEST) -p lcf-train -- --test-threads=1 cuda_tests
+	$(CUDA_TEST) -p lcf-native --lib -- $(ALONE)
+	$(CUDA_TEST) -p lcf-model --lib -- $(ALONE) fused
+	$(CUDA_TEST) -p lcf-train -- $(ALONE) cuda_tests gpus_make
+	$(CUDA_TEST) -p lcf-fid -- $(ALONE) a_gpu_computes
 
 faults: build
 	cargo build --release --workspace --bin lcf-faults

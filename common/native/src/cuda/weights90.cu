@@ -44,7 +44,7 @@ constexpr int TOKENS = 64, STAGES = 4;  // of the ring
 constexpr int SHARE = TOKENS / BLOCKS;  // of the tokens of X, which a block copies for both
 constexpr int PANEL = TOKENS * 128, STAGE = 2 * PANELS * PANEL;  // bytes
 constexpr int SHARED = STAGES * STAGE + 2 * STAGES * 8;
-constexpr int MOST = 48;  // gradients
+constexpr int MOST = 48;    // gradients
 constexpr int LEVELS = 12;  // of the plan; each halves the clusters or tiles left, at least every second time
 
 // Some units of work, each a tile and a share of its tokens: unit u is of tile `tile` + u % tiles, its share begins at step
