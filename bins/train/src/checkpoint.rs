@@ -28,6 +28,9 @@ pub struct Progress {
     pub epoch_flow: (f64, f64),
     /// Mean flow loss of the last epoch that ended and had one.
     pub last_epoch_flow: Option<f64>,
+    /// The lowest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowest_epoch_flow: Option<f64>,
     /// A number for what makes the steps, see [`crate::run::Pace::by`]; 0 where that is not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub by: u64,
@@ -44,7 +47,27 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
+/// A flow loss so many times the lowest has not come about by chance, which is about a hundredth.
+const DIVERGED: f64 = 3.0;
+
 impl Progress {
+    /// Ends an epoch. Returns what there is to say where the flow loss has left what it had come down to.
+    pub fn end_epoch(&mut self) -> Option<String> {
+        let (sum, count) = std::mem::take(&mut self.epoch_flow);
+        let before = std::mem::replace(&mut self.last_epoch_flow, (count > 0.0).then(|| sum / count));
+        let flow = self.last_epoch_flow?;
+        let lowest = self.lowest_epoch_flow.map_or(flow, |lowest| lowest.min(flow));
+        self.lowest_epoch_flow = Some(lowest);
+        let diverged = |flow: f64| flow > DIVERGED * lowest;
+        (diverged(flow) && !before.is_some_and(diverged)).then(|| {
+            format!(
+                "flow loss {flow:.4} in the epoch up to step {}, {lowest:.4} in the best one: this training has diverged; lower \
+                 train.optim.lr or train.contrast.lambda",
+                self.step
+            )
+        })
+    }
+
     /// Goes on by `by`.
     pub fn hand_over(&mut self, by: u64) {
         self.mixed |= self.step > 0 && self.by != by;
@@ -230,6 +253,25 @@ mod tests {
             last_epoch_flow: Some(1.0 / 3.0),
             ..Progress::default()
         }
+    }
+
+    #[test]
+    fn a_flow_loss_that_rises_from_where_it_was_is_reported_once() {
+        let mut progress = Progress::default();
+        // The epochs of a training that diverged, then some of another one after it had come down again.
+        let said: Vec<_> = [1.2524, 0.5712, 0.2263, 0.1934, 0.1906, f64::NAN, 1.2763, 1.2911, 0.2, 0.21, 1.3]
+            .map(|flow| {
+                progress.step += 195;
+                progress.epoch_flow = if flow.is_nan() { (0.0, 0.0) } else { (flow * 256.0, 256.0) };
+                progress.end_epoch()
+            })
+            .into();
+        let expected = "flow loss 1.2763 in the epoch up to step 1365, 0.1906 in the best one: this training has diverged; lower \
+                        train.optim.lr or train.contrast.lambda";
+        assert_eq!(said[6].as_deref(), Some(expected));
+        let spoken: Vec<usize> = (0..said.len()).filter(|&i| said[i].is_some()).collect();
+        assert_eq!(spoken, [6, 10]);
+        assert_eq!(progress.lowest_epoch_flow, Some(0.1906));
     }
 
     fn steps(trainer: &mut Trainer, range: std::ops::Range<u64>) {

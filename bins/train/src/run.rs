@@ -191,7 +191,7 @@ impl Run<'_> {
             if self.pace.terms_are_due(&self.trainer, self.progress.step) {
                 self.trainer.term_norms(self.progress.step - 1).into_iter().for_each(|norms| window.terms(norms));
             }
-            self.end_of_epoch(&mut events)?;
+            self.end_of_epoch(&mut events, &display)?;
             display.update(self.progress.step, self.epoch(), &window, self.config.batch);
             // The row comes first: without the checkpoint of its step it is dropped again, see `metrics::rewind`.
             if row_is_due {
@@ -260,12 +260,13 @@ impl Run<'_> {
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }
 
-    fn end_of_epoch(&mut self, events: &mut Events) -> Result<()> {
+    fn end_of_epoch(&mut self, events: &mut Events, display: &Display) -> Result<()> {
         if !self.epoch_ends() {
             return Ok(());
         }
-        let (sum, count) = std::mem::take(&mut self.progress.epoch_flow);
-        self.progress.last_epoch_flow = (count > 0.0).then(|| sum / count);
+        if let Some(text) = self.progress.end_epoch() {
+            display.say(&format!("train: warning: {text}"));
+        }
         let epoch = self.progress.step / self.trainer.steps_per_epoch();
         let kept = self.config.snapshots.contains(&epoch);
         if kept || epoch == self.config.epochs {
