@@ -50,6 +50,9 @@ fn is_false(flag: &bool) -> bool {
 /// A flow loss so many times the lowest has not come about by chance, which is about a hundredth.
 const DIVERGED: f64 = 3.0;
 
+/// What to do about a training that is not stable.
+pub const CALMER: &str = "lower train.optim.lr or train.contrast.lambda";
+
 impl Progress {
     /// Ends an epoch. Returns what there is to say where the flow loss has left what it had come down to.
     pub fn end_epoch(&mut self) -> Option<String> {
@@ -61,8 +64,7 @@ impl Progress {
         let diverged = |flow: f64| flow > DIVERGED * lowest;
         (diverged(flow) && !before.is_some_and(diverged)).then(|| {
             format!(
-                "flow loss {flow:.4} in the epoch up to step {}, {lowest:.4} in the best one: this training has diverged; lower \
-                 train.optim.lr or train.contrast.lambda",
+                "flow loss {flow:.4} in the epoch up to step {}, {lowest:.4} in the best one: this training has diverged; {CALMER}",
                 self.step
             )
         })
@@ -157,9 +159,8 @@ fn work_name(dir: &Path) -> String {
 pub fn save(dir: &Path, trainer: &Trainer, progress: Progress) -> Result<()> {
     let file = format!(".checkpoint-{}.safetensors", progress.step);
     for (name, tensor) in tensors(trainer) {
-        weights::all_finite(&dir.join(name), &trainer.params.layout, &tensor).map_err(|error| {
-            error.with_hint("lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept")
-        })?;
+        weights::all_finite(&dir.join(name), &trainer.params.layout, &tensor)
+            .map_err(|error| error.with_hint(format!("{CALMER}; the last good checkpoint is kept")))?;
     }
     weights::write(&dir.join(&file), tensors(trainer).into_iter())?;
     let tensors = Stored::sync(dir, file)?;

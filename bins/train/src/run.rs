@@ -2,7 +2,7 @@
 
 use crate::{
     TrainConfig, checkpoint,
-    checkpoint::Progress,
+    checkpoint::{CALMER, Progress},
     metrics::{self, Window},
     preview,
     progress::Display,
@@ -256,7 +256,7 @@ impl Run<'_> {
         }
         let message =
             format!("{in_a_row} steps in a row up to step {last_bad} were not finite{place}; training stopped");
-        let hint = "lower train.optim.lr or train.contrast.lambda; the last good checkpoint is kept in this directory";
+        let hint = format!("{CALMER}; the last good checkpoint is kept in this directory");
         Err(Error::bad(self.work.dir(), message).with_hint(hint).into())
     }
 
