@@ -4,7 +4,8 @@
     pipelines/profile.py [--config FILE] [--set A.B=C ...]
 
 Runs `lcf-train --bench` under ncu and takes one of the steps that are made before one is recorded: they are the same kernels
-as in the graph, one after the other. Prints a table: launches, time, share, bytes to and from memory and their rate.
+as in the graph, one after the other, with the positives of all anchor slots. Prints a table: launches, time, share, bytes to
+and from memory and their rate.
 """
 import argparse
 import csv
@@ -17,6 +18,8 @@ METRICS = {"gpu__time_duration.sum": "ns", "dram__bytes.sum": "bytes"}
 UNITS = {"ns": 1, "nsecond": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "msecond": 1e6, "byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 # Each step begins with it.
 FIRST = "draw_order"
+# Seconds. ncu does not end in the recorded graph, which holds alternatives.
+TIMEOUT = 180
 
 
 def short(name):
@@ -42,21 +45,24 @@ def main():
     parser.add_argument("--config", default="pipelines/cifar10-lcf.json")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a value of the config")
     parser.add_argument("--bin", default="target/release")
-    parser.add_argument("--skip", type=int, default=500, help="launches that are not measured [500]")
-    parser.add_argument("--launches", type=int, default=800, help="measured after them, more than two steps have [800]")
+    parser.add_argument("--skip", type=int, default=300, help="launches that are not measured [300]")
+    parser.add_argument("--launches", type=int, default=600, help="measured after them: two steps have fewer, and the five before one is recorded more [600]")
     options = parser.parse_args()
     words = ["ncu", "--csv", "--print-units", "auto", "--clock-control", "none", "--cache-control", "none"]
     words += ["--metrics", ",".join(METRICS), "--kill", "yes"]
     words += ["--launch-skip", str(options.skip), "--launch-count", str(options.launches)]
     words += [f"{options.bin}/lcf-train", "--bench", "--bench-seconds", "3600", "--device", "cuda", "--config", options.config]
     words += [word for value in options.set for word in ("--set", value)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"profile: error: ncu has not measured {options.launches} launches after {options.skip} in {TIMEOUT} s: fewer --launches")
     if '"ID"' not in done.stdout:
         sys.exit(f"profile: error: ncu measured nothing:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     launches = read(done.stdout)
     steps = [i for i, launch in enumerate(launches) if launch["name"].split("<")[0] == FIRST]
     if len(steps) < 2:
-        sys.exit(f"profile: error: no whole step in {len(launches)} launches: --launches {2 * options.launches}")
+        sys.exit(f"profile: error: no whole step in {len(launches)} launches after {options.skip}: another --skip")
     groups = {}
     for launch in launches[steps[0]:steps[1]]:
         group = groups.setdefault((launch["name"], launch["grid"]), [0, 0.0, 0.0])

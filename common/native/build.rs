@@ -8,8 +8,11 @@ use std::{
 };
 
 /// The kernels: no libtorch in them.
-const KERNELS: [&str; 9] =
-    ["attention", "attention90", "condition", "contrast", "mlp90", "norm", "pointwise", "step", "weights90"];
+const KERNELS: [&str; 10] =
+    ["attention", "attention90", "choose", "condition", "contrast", "mlp90", "norm", "pointwise", "step", "weights90"];
+
+/// The one that calls what the toolkit keeps in a library of device code.
+const LINKED: &str = "choose";
 
 /// What needs libtorch's CUDA classes.
 const SHARED: &str = "liblcf_cuda.so";
@@ -37,6 +40,7 @@ fn main() {
         for object in kernels(&nvcc, &toolkit) {
             build.object(object);
         }
+        build.object(linked(&nvcc, &toolkit));
         shared(&root, &toolkit);
         // Statically, so that a machine without CUDA can start the program.
         for lib in ["lib", "lib64"] {
@@ -88,6 +92,7 @@ fn kernels(nvcc: &Path, toolkit: &Path) -> Vec<PathBuf> {
         let mut command = Command::new(nvcc);
         command.args(["-O3", "-std=c++17", "-Xcompiler", "-fPIC"]).arg("-I").arg(toolkit.join("include"));
         command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+        command.args((**name == *LINKED).then_some("-rdc=true"));
         command.arg("-c").arg(format!("src/cuda/{name}.cu")).arg("-o").arg(object);
         command.spawn().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()))
     };
@@ -97,6 +102,18 @@ fn kernels(nvcc: &Path, toolkit: &Path) -> Vec<PathBuf> {
         assert!(status.success(), "{} could not compile the kernels; NVCC= builds without them", nvcc.display());
     }
     objects
+}
+
+/// Links the device code of [`LINKED`], and returns the object file of that.
+fn linked(nvcc: &Path, toolkit: &Path) -> PathBuf {
+    let object = out(&format!("{LINKED}.linked.o"));
+    let mut command = Command::new(nvcc);
+    command.args(["-dlink", "-Xcompiler", "-fPIC"]).args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    command.args(["lib", "lib64"].map(|lib| format!("-L{}", toolkit.join(lib).display())));
+    command.arg(out(&format!("{LINKED}.o"))).arg("-lcudadevrt").arg("-o").arg(&object);
+    let status = command.status().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+    assert!(status.success(), "{} could not link the kernels; NVCC= builds without them", nvcc.display());
+    object
 }
 
 /// Compiles what needs libtorch's CUDA classes into a shared object, which the library carries. Its symbols are found in

@@ -3,7 +3,8 @@
 //!
 //! A graph has fixed sizes, but the number of samples with t < T_min differs from step to step. They come first in the
 //! batch, and the first K places are anchor slots: a slot without an anchor weighs nothing, and K is large enough that
-//! fewer than one step in a million has more low-noise samples than slots. What is beyond is left out and counted.
+//! fewer than one step in a million has more low-noise samples than slots. What is beyond is left out and counted. Most steps
+//! need a quarter of them: the graph holds the positives' pass for several numbers of slots, of which the device takes one.
 //!
 //! Samples and slots are dealt to the ranks as in [`crate::ranks`]. NCCL's work is recorded like any other.
 
@@ -14,17 +15,17 @@ use lcf_model::{
     Fused, Params,
     adamw::AdamW,
     config::Input,
-    fused::{Plan, Start},
+    fused::{Counted, Plan, Start},
     rng::{Purpose, Rng},
 };
 use lcf_native::{
-    graph::{self, Graph},
+    graph::{self, Aside, Graph},
     step::{Drawn, Draws, Outcome, Rule, STATE, Weights, draw, flow_loss, state, update},
 };
 use tch::{Kind, Tensor};
 
-/// Steps made before recording: what libraries make on first use is made then.
-const WARM_UP: u64 = 3;
+/// Steps made before recording: what libraries make on first use is made then. They are what `pipelines/profile.py` measures.
+const WARM_UP: u64 = 5;
 
 /// The step, its state on the device, and the graph once there is one.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Captured {
     ranks: Ranks,
     net: Fused,
     draws: Draws,
+    /// Of [`passes`].
+    passes: Vec<[i64; 2]>,
     rule: Rule,
     images: Tensor,
     /// Of the images in the epoch at hand; the graph reads it.
@@ -48,18 +51,32 @@ pub struct Captured {
     graph: Option<Graph>,
 }
 
-/// Smallest K such that a binomial variable (n, p) exceeds it with a probability below one in a million.
-pub fn slots(n: i64, p: f64) -> i64 {
+/// Shares of the steps that have more low-noise samples than the passes for positives take, largest share first; the last is
+/// that of all slots.
+const BEYOND: [f64; 5] = [0.75, 0.5, 0.25, 0.05, 1e-6];
+
+/// Smallest K such that a binomial variable (n, p) exceeds it with a probability below `share`.
+fn most(n: i64, p: f64, share: f64) -> i64 {
     let n = n as f64;
     let mut mass = (n * (-p).ln_1p()).exp();
     let mut below = mass;
     let mut k = 0.0;
-    while k < n && 1.0 - below >= 1e-6 {
+    while k < n && 1.0 - below >= share {
         mass *= (n - k) / (k + 1.0) * p / (1.0 - p);
         k += 1.0;
         below += mass;
     }
     k as i64
+}
+
+/// The passes for positives: low-noise samples of a step over all ranks, up to which they do, and slots of this rank.
+fn passes(batch: i64, threshold: f64, ranks: &Ranks) -> Vec<[i64; 2]> {
+    let mut limits = BEYOND.map(|share| most(batch, threshold, share));
+    // One slot at least for each rank.
+    limits[BEYOND.len() - 1] = limits[BEYOND.len() - 1].max(ranks.size() as i64);
+    let mut passes = limits.map(|limit| [limit, ranks.dealt(limit)]).to_vec();
+    passes.dedup();
+    passes
 }
 
 impl Captured {
@@ -77,13 +94,14 @@ impl Captured {
         let count = images.size()[0];
         let steps_per_epoch = count / batch;
         let base = |purpose| Rng::new(config.seed, purpose).base();
-        // One at least for each rank.
-        let slots = config.contrast().map_or(0, |_| slots(batch, config.threshold()).max(ranks.size() as i64));
+        let passes = config.contrast().map_or_else(Vec::new, |_| passes(batch, config.threshold(), ranks));
+        let slots = passes.last().map_or(0, |last| last[0]);
         let (optim, ema) = (&config.optim, &config.ema);
         let (dimensions, lambda) =
             (input.channels * input.side * input.side, config.contrast().map_or(0.0, |c| c.lambda));
         let device = images.device();
         Self {
+            passes,
             net: Fused::new(config.model, input, &params.layout, compute),
             draws: Draws {
                 time: base(Purpose::Time),
@@ -167,18 +185,18 @@ impl Captured {
     /// The step itself: only operations on the device, of the same sizes each time.
     fn run(&self, params: &Params, average: &Tensor, optim: &AdamW) {
         let drawn = draw(&self.draws, &self.state, &self.images, &self.order);
-        let (error, contrast) = match self.config.contrast() {
+        let (errors, contrast) = match self.config.contrast() {
             Some(_) => self.contrasted(&drawn),
             None => {
-                let pass = self.net.forward(&drawn.patches, &drawn.frequencies, None);
-                let (error, out) = self.flow(&pass.out, &drawn);
+                let pass = self.net.forward::<()>(&drawn.patches, &drawn.frequencies, None);
+                let (errors, out) = self.flow(&pass.out, &drawn);
                 self.net.backward(pass.kept, &Start { out: &out, features: None }, &self.gradient);
-                (error, None)
+                (errors, None)
             }
         };
         // The sums of all ranks, so that all make the same update.
         self.ranks.sum(&mut self.gradient.shallow_clone());
-        let (t, error) = self.of_all(&drawn.t, error);
+        let [t, error, _] = joined(errors);
         let outcome = Outcome { low: drawn.low, t, error, contrast };
         let weights = Weights {
             parameters: &params.flat,
@@ -190,37 +208,43 @@ impl Captured {
         update(&self.rule, &self.state, &outcome, &self.gradient, &weights);
     }
 
-    /// Times and errors of the samples of all ranks, in their order.
-    fn of_all(&self, t: &Tensor, error: Tensor) -> (Tensor, Tensor) {
+    /// The flow loss: errors of the samples, and the gradient of the output.
+    fn flow(&self, out: &Tensor, drawn: &Drawn) -> (Aside<Errors>, Tensor) {
+        let mean = self.config.reduction == Reduction::Mean;
+        let (own, gradient) = flow_loss(out, drawn, self.draws.batch, self.rule.threshold, mean);
+        let errors = Aside::start(own.device(), || self.of_all(&drawn.t, own));
+        (errors.unwrap_or_else(|error| panic!("{error}")), gradient)
+    }
+
+    fn of_all(&self, t: &Tensor, own: Tensor) -> Errors {
         if self.ranks.are_one() {
-            return (t.shallow_clone(), error);
+            return [t.shallow_clone(), own.shallow_clone(), own];
         }
-        let own = Tensor::stack(&[&t.narrow(0, 0, error.size()[0]), &error], 1);
-        let all = self.ranks.gather(&own, self.draws.batch).transpose(0, 1).contiguous();
-        (all.get(0), all.get(1))
+        let both = Tensor::stack(&[&t.narrow(0, 0, own.size()[0]), &own], 1);
+        let all = self.ranks.gather(&both, self.draws.batch).transpose(0, 1).contiguous();
+        [all.get(0), all.get(1), own]
     }
 
-    fn flow(&self, out: &Tensor, drawn: &Drawn) -> (Tensor, Tensor) {
-        flow_loss(out, drawn, self.draws.batch, self.rule.threshold, self.config.reduction == Reduction::Mean)
-    }
-
-    /// Forward and backward pass of an objective with a contrast: (errors of the samples, the three numbers of the
-    /// contrast).
-    fn contrasted(&self, drawn: &Drawn) -> (Tensor, Option<Tensor>) {
+    /// Forward and backward pass of an objective with a contrast: errors of the samples, and the three numbers of the
+    /// contrast.
+    fn contrasted(&self, drawn: &Drawn) -> (Aside<Errors>, Option<Tensor>) {
         let options = self.config.contrast().expect("asked for");
         let whole = Whole { samples: self.draws.batch, low: self.draws.slots };
-        let ends = self.config.objective.cuts().then_some(&drawn.ends);
-        let plan = Plan { layer: options.layer, batch: self.draws.own_batch(), ends };
-        let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
-        let (error, out) = self.flow(&pass.out, drawn);
-
-        let [features, positives] = pass.features.expect("planned");
         // A mean passes on to each token its share.
         let by = options.lambda / self.tokens();
-        let (numbers, gradient) = contrasted(&self.ranks, &features, &positives, whole, &drawn.low, options, by);
+        let plan = Plan {
+            layer: options.layer,
+            batch: self.draws.own_batch(),
+            ends: self.config.objective.cuts().then_some(&drawn.ends),
+            counted: Some(Counted { number: &drawn.low, samples: &self.passes }),
+            then: &|[own, positives]| contrasted(&self.ranks, own, positives, whole, &drawn.low, options, by),
+        };
+        let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
+        let (errors, out) = self.flow(&pass.out, drawn);
+        let (_, (numbers, gradient)) = joined(pass.features.expect("planned"));
         let start = Start { out: &out, features: Some((options.layer, &gradient)) };
         self.net.backward(pass.kept, &start, &self.gradient);
-        (error, Some(numbers))
+        (errors, Some(numbers))
     }
 
     fn tokens(&self) -> f64 {
@@ -264,6 +288,13 @@ impl Captured {
     }
 }
 
+/// Times and mean square errors of the samples of all ranks, in their order, and what they are made of, which lives as long.
+type Errors = [Tensor; 3];
+
+fn joined<T>(aside: Aside<T>) -> T {
+    aside.join().unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Samples with t below it are not regressed.
 fn cut(config: &TrainConfig) -> f32 {
     if config.objective.cuts() { config.threshold() as f32 } else { 0.0 }
@@ -276,8 +307,11 @@ mod tests {
     #[test]
     fn slots_overflow_in_fewer_than_one_step_in_a_million() {
         // P(Binomial(256, 0.02) > 18) = 1.4e-6 and P(> 19) = 3.2e-7 (SciPy, binom.sf).
-        assert_eq!(slots(256, 0.02), 19);
-        assert_eq!(slots(4, 0.999), 4);
+        assert_eq!(most(256, 0.02, 1e-6), 19);
+        assert_eq!(most(4, 0.999, 1e-6), 4);
+        // P(> 4) = 0.58 and P(> 5) = 0.41; P(> 6) = 0.254 and P(> 7) = 0.14; P(> 8) = 0.074 and P(> 9) = 0.035.
+        assert_eq!([0.5, 0.25, 0.05].map(|share| most(256, 0.02, share)), [5, 7, 9]);
+        assert_eq!(passes(256, 0.02, &Ranks::alone()), [4, 5, 7, 9, 19].map(|k| [k, k]));
     }
 }
 
@@ -295,7 +329,7 @@ mod cuda_tests {
     use lcf_model::{Engine, ModelConfig, Precision, bench::inputs::stir};
     use tch::Device;
 
-    const STEPS: u64 = 6;
+    const STEPS: u64 = WARM_UP + 3;
 
     fn configs() -> Vec<TrainConfig> {
         let mut all: Vec<TrainConfig> = ["fm", "fm_truncated", "lcf", "fm_contrastive"].map(small).into();

@@ -9,7 +9,7 @@ use crate::{
 };
 use lcf_native::{
     condition::{self, BiasPlaces, Columns},
-    graph::Aside,
+    graph::{self, Aside},
     ops::{self, Arriving, HEAD, Modulation, Normed, Stream, Sums, WeightGradient},
 };
 use tch::{Device, Kind, Tensor};
@@ -93,18 +93,21 @@ pub struct Kept {
 
 /// A forward pass that a backward pass follows.
 #[derive(Debug)]
-pub struct Pass {
+pub struct Pass<T> {
     /// Output of the last layer for the first B samples, `[B, N, p p C]`.
     pub out: Tensor,
-    /// Means over tokens at the features, fp32: of the batch `[B, D]`, and of the samples behind it `[A - B, D]`.
-    pub features: Option<[Tensor; 2]>,
+    /// Of a plan, and what was made of them.
+    pub features: Option<Aside<(Features, T)>>,
     /// For [`Fused::backward`].
     pub kept: Kept,
 }
 
-/// The features that a forward pass takes on its way.
-#[derive(Debug)]
-pub struct Plan<'a> {
+/// Means over tokens, fp32: of the batch `[B, D]`, and of the samples behind it `[A - B, D]`.
+pub type Features = [Tensor; 2];
+
+/// The features that a forward pass takes on its way, and what is made of them beside the rest of it.
+#[allow(missing_debug_implementations, reason = "it holds a function")]
+pub struct Plan<'a, T> {
     /// Blocks before them.
     pub layer: usize,
     /// B, the samples of the batch. Those behind it end at the features and are constants: they have no gradient, and
@@ -112,6 +115,20 @@ pub struct Plan<'a> {
     pub batch: i64,
     /// True for samples `[K]`, the first of the batch, whose stream ends there: zeros go on in their place.
     pub ends: Option<&'a Tensor>,
+    /// How many of those behind the batch count; all, if it is left out.
+    pub counted: Option<Counted<'a>>,
+    /// What is made of the features.
+    pub then: &'a dyn Fn(&Features) -> T,
+}
+
+/// How many of the samples behind the batch count, which only the device knows. No pass is made for some of the others, and
+/// their features may be any numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    /// Int32 `[1]`.
+    pub number: &'a Tensor,
+    /// Numbers up to the first of a pair take as many samples as the second says, the last pair all.
+    pub samples: &'a [[i64; 2]],
 }
 
 /// Gradients that a backward pass starts from.
@@ -212,11 +229,11 @@ impl Fused {
 
     /// Patches `[A, N, C p p]` and sinusoidal embedding of the times `[A, 256]` to the output, keeping what
     /// [`Fused::backward`] needs.
-    pub fn forward(&self, patches: &Tensor, frequencies: &Tensor, plan: Option<&Plan>) -> Pass {
+    pub fn forward<T>(&self, patches: &Tensor, frequencies: &Tensor, plan: Option<&Plan<T>>) -> Pass<T> {
         let condition = self.condition(frequencies);
         let ada = self.modulations(&condition.out);
         // Few samples, whose kernels fill what those of the others leave idle.
-        let constants = plan.map(|plan| {
+        let mut constants = plan.map(|plan| {
             assert!((1..patches.size()[0]).contains(&plan.batch), "a batch of {} of {:?}", plan.batch, patches.size());
             Aside::start(patches.device(), || self.constants(patches, &ada, plan))
                 .unwrap_or_else(|error| panic!("{error}"))
@@ -229,11 +246,15 @@ impl Fused {
             let Normed { x, y, stats } = ops::norm(&stream, &by.borrow());
             let before = (x.high.shallow_clone(), stats);
             if let Some(plan) = plan.filter(|plan| plan.layer == i) {
-                features = Some(condition::mean_and_leave(&x, &y, plan.ends));
+                let own = condition::mean_and_leave(&x, &y, plan.ends);
+                let made = constants.take().expect("begun above").then(|constants| {
+                    let both = [own, constants];
+                    let made = (plan.then)(&both);
+                    (both, made)
+                });
+                features = Some(made.unwrap_or_else(|error| panic!("{error}")));
             }
             let Some(block) = self.blocks.get(i) else {
-                let constants = constants.map(|aside| aside.join().unwrap_or_else(|error| panic!("{error}")));
-                let features = features.zip(constants).map(<[Tensor; 2]>::from);
                 let kept = Kept { patches, condition, ada, blocks, stream: before, y };
                 return Pass { out: self.project(&kept.y), features, kept };
             };
@@ -261,11 +282,23 @@ impl Fused {
     }
 
     /// The features of the samples behind the batch of a plan: a pass of their own.
-    fn constants(&self, patches: &Tensor, ada: &Tensor, plan: &Plan) -> Tensor {
-        let rest = |x: &Tensor, dim: i64| x.narrow(dim, plan.batch, x.size()[dim as usize] - plan.batch);
-        let (patches, ada) = (rest(patches, 0), rest(ada, 1));
-        let Normed { x, y, .. } = self.infer(&self.embed(&patches), &ada, plan.layer);
-        condition::mean_and_leave(&x, &y, None)
+    fn constants<T>(&self, patches: &Tensor, ada: &Tensor, plan: &Plan<T>) -> Tensor {
+        let all = patches.size()[0] - plan.batch;
+        let of = |samples: i64| {
+            let (patches, ada) = (patches.narrow(0, plan.batch, samples), ada.narrow(1, plan.batch, samples));
+            let Normed { x, y, .. } = self.infer(&self.embed(&patches), &ada, plan.layer);
+            condition::mean_and_leave(&x, &y, None)
+        };
+        let Some(Counted { number, samples }) = plan.counted else { return of(all) };
+        assert!(samples.last().is_some_and(|last| last[1] == all), "{samples:?} of {all} samples");
+        let features = Tensor::empty([all, self.config.width], (Kind::Float, patches.device()));
+        let limits: Vec<i64> = samples.iter().map(|pair| pair[0]).collect();
+        let work = |i: usize| match samples[i][1] {
+            0 => (),
+            some => features.narrow(0, 0, some).copy_(&of(some)),
+        };
+        graph::one_of(number, &limits, work).unwrap_or_else(|error| panic!("{error}"));
+        features
     }
 
     /// The gradient of all parameters, into `gradient`, fp32 and of the length of the flat buffer.
@@ -486,6 +519,7 @@ mod tests {
         Dit,
         rng::{Purpose, Rng},
     };
+    use lcf_native::graph::Graph;
 
     const DEVICE: Device = Device::Cuda(0);
 
@@ -560,10 +594,11 @@ mod tests {
             let net = Fused::new(self.config, self.input, &self.layout, &self.flat);
             let patches = embed::patchify(&self.x, self.config.patch).to_kind(Kind::BFloat16).contiguous();
             let frequencies = embed::timestep(&self.t).to_kind(Kind::BFloat16);
-            let plan = Plan { layer: self.layer, batch: self.batch, ends: None };
+            let plan = Plan { layer: self.layer, batch: self.batch, ends: None, counted: None, then: &|_| () };
             let pass = net.forward(&patches, &frequencies, Some(&plan));
+            let (features, ()) = pass.features.unwrap().join().unwrap();
             let out = embed::unpatchify(&pass.out.to_kind(Kind::Float), self.config.patch, 3);
-            let features = Tensor::cat(&pass.features.unwrap(), 0);
+            let features = Tensor::cat(&features, 0);
             // Patches of the output are in the order (y, x, c).
             let p = self.config.patch;
             let start = embed::patchify(&self.of_out, p).to_kind(Kind::BFloat16);
@@ -605,6 +640,51 @@ mod tests {
         }
         eprintln!("worst ratio {worst:.2}");
         assert!(worst < 2.0, "{worst}");
+    }
+
+    /// The size of CIFAR-10's step, where kernels are large enough to meet: what a replay takes for each number of samples is
+    /// the pass of all of them, and the rest of the pass is not touched by it.
+    #[test]
+    fn counted_samples_have_the_features_of_a_pass_of_all() {
+        crate::device::DeviceArgs { device: "cuda".into(), threads: 2 }.open().unwrap();
+        let (batch, slots) = (64, 20);
+        let case = Case::new(model(12, 384, 1536, 2), 32, 8, batch, slots);
+        graph::use_stream(DEVICE).unwrap();
+        let net = Fused::new(case.config, case.input, &case.layout, &case.flat);
+        let images = |i: i64| {
+            let x = case.x.roll([7 * i], [0]);
+            embed::patchify(&x, case.config.patch).to_kind(Kind::BFloat16).contiguous()
+        };
+        let patches = images(0);
+        let frequencies = embed::timestep(&case.t).to_kind(Kind::BFloat16);
+        let number = Tensor::from_slice(&[0i32]).to_device(DEVICE);
+        let samples = [[0, 0], [2, 2], [5, 5], [9, 9], [20, 20]];
+        let pass = |counted: bool| {
+            let counted = counted.then_some(Counted { number: &number, samples: &samples });
+            let plan = Plan { layer: case.layer, batch, ends: None, counted, then: &|_| () };
+            let pass = net.forward(&patches, &frequencies, Some(&plan));
+            let ([own, rest], ()) = pass.features.unwrap().join().unwrap();
+            (pass.out, own, rest)
+        };
+        // What is made on first use.
+        drop(pass(true));
+        let mut found = None;
+        let graph = Graph::capture(|| found = Some(pass(true))).unwrap();
+        let (out, own, rest) = found.unwrap();
+        for i in 0..60 {
+            patches.shallow_clone().copy_(&images(i));
+            let count = [0, 1, 2, 3, 5, 6, 9, 12, 20, 4][i as usize % 10];
+            let _ = number.shallow_clone().fill_(count);
+            graph.replay().unwrap();
+            let (expected_out, expected_own, expected) = pass(false);
+            assert!(out.equal(&expected_out) && own.equal(&expected_own), "replay {i}");
+            if count > 0 {
+                let part = |x: &Tensor| x.narrow(0, 0, count);
+                // Products of another number of rows may round otherwise.
+                let apart = difference(&part(&rest), &part(&expected));
+                assert!(apart < 5e-3, "{count} samples, replay {i}: {apart}");
+            }
+        }
     }
 
     #[test]

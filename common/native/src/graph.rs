@@ -8,13 +8,16 @@ use std::{
     ptr::{NonNull, null_mut},
     sync::OnceLock,
 };
-use tch::{Device, TchError};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// The shared object with libtorch's CUDA classes, carried inside the program.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/liblcf_cuda.so"));
 
 unsafe extern "C" {
     fn lcf_use_device(device: c_int) -> c_int;
+    fn lcf_can_choose() -> c_int;
+    fn lcf_launch_apart(on: c_int);
+    fn lcf_choose(handle: u64, limits: *const RawLimits, stream: *mut c_void) -> c_int;
 }
 
 type Text = unsafe extern "C" fn() -> *const c_char;
@@ -24,14 +27,34 @@ type Use = unsafe extern "C" fn(*mut c_void) -> c_int;
 type Free = unsafe extern "C" fn(*mut c_void);
 type Count = unsafe extern "C" fn(c_int, *mut i64) -> c_int;
 type CountOf = unsafe extern "C" fn(*mut c_void, *mut i64) -> c_int;
+type Choice = unsafe extern "C" fn(c_int, *mut u64) -> c_int;
+type Choose = unsafe extern "C" fn(c_int, u64) -> c_int;
+type Back = unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+type Alternative = unsafe extern "C" fn(c_int, c_int) -> c_int;
+type Ended = unsafe extern "C" fn() -> c_int;
+
+/// Most alternatives of [`one_of`].
+const MOST_ALTERNATIVES: usize = 8;
+
+#[repr(C)]
+struct RawLimits {
+    number: *const c_void,
+    count: c_int,
+    limits: [c_int; MOST_ALTERNATIVES],
+}
 
 /// Its functions.
 struct Api {
     error: Text,
     use_stream: OnDevice,
     step_aside: OnDevice,
-    step_back: OnDevice,
-    join: OnDevice,
+    step_back: Back,
+    join: Alternative,
+    choice: Choice,
+    alternatives: Choose,
+    alternative_begin: Alternative,
+    alternative_end: OnDevice,
+    alternatives_end: Ended,
     begin: Make,
     end: Use,
     replay: Use,
@@ -69,8 +92,15 @@ impl Api {
                 error: std::mem::transmute::<NonNull<c_void>, Text>(find(c"lcf_graph_error")?),
                 use_stream: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_use_stream")?),
                 step_aside: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_step_aside")?),
-                step_back: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_step_back")?),
-                join: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_join")?),
+                step_back: std::mem::transmute::<NonNull<c_void>, Back>(find(c"lcf_graph_step_back")?),
+                join: std::mem::transmute::<NonNull<c_void>, Alternative>(find(c"lcf_graph_join")?),
+                choice: std::mem::transmute::<NonNull<c_void>, Choice>(find(c"lcf_graph_choice")?),
+                alternatives: std::mem::transmute::<NonNull<c_void>, Choose>(find(c"lcf_graph_alternatives")?),
+                alternative_begin: std::mem::transmute::<NonNull<c_void>, Alternative>(find(
+                    c"lcf_graph_alternative_begin",
+                )?),
+                alternative_end: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_alternative_end")?),
+                alternatives_end: std::mem::transmute::<NonNull<c_void>, Ended>(find(c"lcf_graph_alternatives_end")?),
                 begin: std::mem::transmute::<NonNull<c_void>, Make>(find(c"lcf_graph_begin")?),
                 end: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_end")?),
                 replay: std::mem::transmute::<NonNull<c_void>, Use>(find(c"lcf_graph_replay")?),
@@ -118,6 +148,7 @@ pub fn use_stream(device: Device) -> Result<(), TchError> {
 #[must_use]
 pub struct Aside<T> {
     device: Device,
+    piece: c_int,
     result: T,
 }
 
@@ -131,9 +162,18 @@ impl<T> Aside<T> {
         // SAFETY: no pointers.
         api.check(unsafe { (api.step_aside)(index(device)) })?;
         let result = work();
-        // SAFETY: likewise.
-        api.check(unsafe { (api.step_back)(index(device)) })?;
-        Ok(Self { device, result })
+        let mut piece = 0;
+        // SAFETY: writes one number.
+        api.check(unsafe { (api.step_back)(index(device), &mut piece) })?;
+        Ok(Self { device, piece, result })
+    }
+
+    /// Goes on with `work`, likewise after what the first stream was given by now.
+    ///
+    /// # Errors
+    /// No CUDA.
+    pub fn then<U>(self, work: impl FnOnce(T) -> U) -> Result<Aside<U>, TchError> {
+        Aside::start(self.device, || work(self.result))
     }
 
     /// Its result, once what the stream is given from now on waits for it.
@@ -143,9 +183,56 @@ impl<T> Aside<T> {
     pub fn join(self) -> Result<T, TchError> {
         let api = Api::get()?;
         // SAFETY: no pointers.
-        api.check(unsafe { (api.join)(index(self.device)) })?;
+        api.check(unsafe { (api.join)(index(self.device), self.piece) })?;
         Ok(self.result)
     }
+}
+
+/// Does `work(i)` for the first i whose limit `number`, int32 `[1]` on a CUDA device, does not exceed, or for the last one.
+///
+/// The host does not know the number: a graph that is being recorded holds `work` of every i, and each replay takes one of
+/// them. Otherwise the last is done, which therefore has to do for every number. What `work` makes has to be written where it
+/// lies in any case: its tensors are gone after it. At most once in a graph.
+///
+/// # Errors
+/// No CUDA, or an operation that cannot be captured: operations of kernels, copies and fills can.
+pub fn one_of(number: &Tensor, limits: &[i64], mut work: impl FnMut(usize)) -> Result<(), TchError> {
+    let (api, device) = (Api::get()?, index(number.device()));
+    assert!((1..=MOST_ALTERNATIVES).contains(&limits.len()), "{} alternatives", limits.len());
+    let last = limits.len() - 1;
+    let mut handle = 0;
+    // SAFETY: no pointers.
+    if last > 0 && unsafe { lcf_can_choose() } == 1 {
+        // SAFETY: writes one number.
+        api.check(unsafe { (api.choice)(limits.len() as c_int, &mut handle) })?;
+    }
+    if handle == 0 {
+        work(last);
+        return Ok(());
+    }
+    let mut raw = RawLimits {
+        number: crate::ops::data(number, Kind::Int, 1),
+        count: limits.len() as c_int,
+        limits: [0; MOST_ALTERNATIVES],
+    };
+    raw.limits.iter_mut().zip(limits).for_each(|(to, from)| *to = *from as c_int);
+    // SAFETY: the number was checked, and the graph keeps what it reads.
+    crate::ops::check("choice", unsafe { lcf_choose(handle, &raw, crate::ops::stream(number)) });
+    // SAFETY: no pointers; this thread records, as there is a handle.
+    api.check(unsafe { (api.alternatives)(device, handle) })?;
+    // SAFETY: no pointers.
+    unsafe { lcf_launch_apart(1) };
+    for i in 0..=last {
+        // SAFETY: likewise.
+        api.check(unsafe { (api.alternative_begin)(device, i as c_int) })?;
+        work(i);
+        // SAFETY: likewise.
+        api.check(unsafe { (api.alternative_end)(device) })?;
+    }
+    // SAFETY: likewise.
+    unsafe { lcf_launch_apart(0) };
+    // SAFETY: likewise.
+    api.check(unsafe { (api.alternatives_end)() })
 }
 
 /// Most bytes that tensors on `device` took at once since the program started.
@@ -214,5 +301,46 @@ impl Drop for Graph {
             // SAFETY: owned by self; freeing waits for the device.
             unsafe { (api.free)(self.handle.as_ptr()) }
         }
+    }
+}
+
+#[cfg(all(test, feature = "cuda-tests"))]
+mod tests {
+    //! Run on a GPU machine with `--features cuda-tests`.
+
+    use super::*;
+
+    #[test]
+    fn a_replay_takes_the_alternative_of_its_number() {
+        let device = Device::Cuda(0);
+        use_stream(device).unwrap();
+        let mut number = Tensor::from_slice(&[0i32]).to_device(device);
+        let mut found = Tensor::zeros([3], (Kind::Float, device));
+        let limits = [2, 5, 9];
+        let work = |i: usize| {
+            // Memory of its own that a later alternative takes again.
+            let ones = Tensor::ones([1 << 20], (Kind::Float, device));
+            found.shallow_clone().copy_(&(ones * (i as f64 + 1.0)).narrow(0, 0, 3));
+        };
+        let beside = || {
+            let aside = Aside::start(device, || one_of(&number, &limits, work).unwrap()).unwrap();
+            let other = Tensor::full([1 << 20], 7.0, (Kind::Float, device));
+            aside.join().unwrap();
+            let _ = found.shallow_clone().g_add_(&other.narrow(0, 0, 3));
+        };
+        let values = |found: &Tensor| Vec::<f32>::try_from(found).unwrap();
+        beside();
+        assert_eq!(values(&found), [10.0; 3]);
+        let graph = Graph::capture(beside).unwrap();
+        assert!(graph.kernels().unwrap() >= 4);
+        // What libtorch hands out after it is other memory.
+        let rest: Vec<Tensor> = (0..8).map(|_| Tensor::zeros([1 << 20], (Kind::Float, device))).collect();
+        for (low, expected) in [(0, 1.0), (2, 1.0), (3, 2.0), (5, 2.0), (6, 3.0), (9, 3.0), (40, 3.0), (1, 1.0)] {
+            let _ = number.fill_(low);
+            graph.replay().unwrap();
+            assert_eq!(values(&found), [expected + 7.0; 3], "{low}");
+        }
+        let _ = found.fill_(0.0);
+        assert!(rest.iter().all(|rest| rest.abs().max().double_value(&[]) == 0.0));
     }
 }

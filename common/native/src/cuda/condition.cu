@@ -268,7 +268,7 @@ struct Leave {
   int slots, tokens, width;
 };
 
-constexpr int LEAVE_WARPS = 8;
+constexpr int LEAVE_WARPS = 16;
 
 // One block a sample and 128 columns, one warp a token.
 __global__ void __launch_bounds__(LEAVE_WARPS* WARP) mean_and_leave(Leave l) {
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(LEAVE_WARPS* WARP) mean_and_leave(Leave l) {
   const int column = blockIdx.y * 128 + lane * 4;
   const long first = static_cast<long>(sample) * l.tokens * l.width + column;
   float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
+#pragma unroll 16
   for (int token = warp; token < l.tokens; token += LEAVE_WARPS)
     sum = sum + load4(l.x + first + static_cast<long>(token) * l.width);
   lines[warp][lane] = sum;

@@ -16,6 +16,9 @@ __device__ inline void await_kernel_before() {
 #endif
 }
 
+// Whether this thread's launches follow each other apart, each after the end of the one before.
+inline thread_local bool apart = false;
+
 struct Grid {
   dim3 blocks;
   int threads, bytes;  // of a block: threads, and shared memory beside what the kernel declares
@@ -39,7 +42,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t
   };
   if (grid.cluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
   // What other cards run does not wait.
-  if (is_hopper(current_device()))
+  if (!apart && is_hopper(current_device()))
     add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
   if (grid.bytes > 0) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.bytes);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
