@@ -51,7 +51,7 @@ fn is_false(flag: &bool) -> bool {
 const DIVERGED: f64 = 3.0;
 
 /// What to do about a training that is not stable.
-pub const CALMER: &str = "lower train.optim.lr or train.contrast.lambda";
+pub const CALMER: &str = "lower train.optim.lr or train.contrast.lambda, or train.optim.beta2 to 0.95";
 
 impl Progress {
     /// Ends an epoch. Returns what there is to say where the flow loss has left what it had come down to.
@@ -268,7 +268,7 @@ mod tests {
             })
             .into();
         let expected = "flow loss 1.2763 in the epoch up to step 1365, 0.1906 in the best one: this training has diverged; lower \
-                        train.optim.lr or train.contrast.lambda";
+                        train.optim.lr or train.contrast.lambda, or train.optim.beta2 to 0.95";
         assert_eq!(said[6].as_deref(), Some(expected));
         let spoken: Vec<usize> = (0..said.len()).filter(|&i| said[i].is_some()).collect();
         assert_eq!(spoken, [6, 10]);

@@ -1,6 +1,6 @@
 //! What lcf-train says: to stderr what it is about to do, to stdout what came out.
 
-use crate::{TrainConfig, ranks::Ranks};
+use crate::{TrainConfig, checkpoint::CALMER, ranks::Ranks};
 use anyhow::Result;
 use lcf_model::{
     Engine, Precision,
@@ -69,7 +69,7 @@ pub fn print(args: &StageArgs, artifact: &Artifact, built: bool) -> Result<()> {
     let skipped = if meta.skipped > 0 { format!(", {} steps skipped", meta.skipped) } else { String::new() };
     if 2 * meta.skipped > meta.steps {
         let Meta { skipped, steps, .. } = meta;
-        say!("train: warning: {skipped} of {steps} updates were left out: lower train.optim.lr or contrast.lambda");
+        say!("train: warning: {skipped} of {steps} updates were left out; {CALMER}");
     }
     let loss = meta.final_loss.map(|loss| format!(", flow loss {loss:.4}")).unwrap_or_default();
     tell!(
