@@ -4,7 +4,7 @@
 //! A graph has fixed sizes, but the number of samples with t < T_min differs from step to step. They come first in the
 //! batch, and the first K places are anchor slots: a slot without an anchor weighs nothing, and K is large enough that
 //! fewer than one step in a million has more low-noise samples than slots. What is beyond is left out and counted. Most steps
-//! need a quarter of them: the graph holds the positives' pass for several numbers of slots, of which the device takes one.
+//! need half of them or fewer: the graph holds the positives' pass for several numbers of slots, of which the device takes one.
 //!
 //! Samples and slots are dealt to the ranks as in [`crate::ranks`]. NCCL's work is recorded like any other.
 
@@ -196,7 +196,7 @@ impl Captured {
         };
         // The sums of all ranks, so that all make the same update.
         self.ranks.sum(&mut self.gradient.shallow_clone());
-        let [t, error, _] = joined(errors);
+        let [t, error, _] = errors.join();
         let outcome = Outcome { low: drawn.low, t, error, contrast };
         let weights = Weights {
             parameters: &params.flat,
@@ -212,8 +212,7 @@ impl Captured {
     fn flow(&self, out: &Tensor, drawn: &Drawn) -> (Aside<Errors>, Tensor) {
         let mean = self.config.reduction == Reduction::Mean;
         let (own, gradient) = flow_loss(out, drawn, self.draws.batch, self.rule.threshold, mean);
-        let errors = Aside::start(own.device(), || self.of_all(&drawn.t, own));
-        (errors.unwrap_or_else(|error| panic!("{error}")), gradient)
+        (Aside::start(own.device(), || self.of_all(&drawn.t, own)), gradient)
     }
 
     fn of_all(&self, t: &Tensor, own: Tensor) -> Errors {
@@ -241,7 +240,7 @@ impl Captured {
         };
         let pass = self.net.forward(&drawn.patches, &drawn.frequencies, Some(&plan));
         let (errors, out) = self.flow(&pass.out, drawn);
-        let (_, (numbers, gradient)) = joined(pass.features.expect("planned"));
+        let (_, (numbers, gradient)) = pass.features.expect("planned").join();
         let start = Start { out: &out, features: Some((options.layer, &gradient)) };
         self.net.backward(pass.kept, &start, &self.gradient);
         (errors, Some(numbers))
@@ -290,10 +289,6 @@ impl Captured {
 
 /// Times and mean square errors of the samples of all ranks, in their order, and what they are made of, which lives as long.
 type Errors = [Tensor; 3];
-
-fn joined<T>(aside: Aside<T>) -> T {
-    aside.join().unwrap_or_else(|error| panic!("{error}"))
-}
 
 /// Samples with t below it are not regressed.
 fn cut(config: &TrainConfig) -> f32 {

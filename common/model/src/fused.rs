@@ -236,7 +236,6 @@ impl Fused {
         let mut constants = plan.map(|plan| {
             assert!((1..patches.size()[0]).contains(&plan.batch), "a batch of {} of {:?}", plan.batch, patches.size());
             Aside::start(patches.device(), || self.constants(patches, &ada, plan))
-                .unwrap_or_else(|error| panic!("{error}"))
         });
         let patches = patches.narrow(0, 0, plan.map_or(patches.size()[0], |plan| plan.batch));
         let (mut stream, mut branch, mut features) = (self.embed(&patches), None, None);
@@ -247,12 +246,11 @@ impl Fused {
             let before = (x.high.shallow_clone(), stats);
             if let Some(plan) = plan.filter(|plan| plan.layer == i) {
                 let own = condition::mean_and_leave(&x, &y, plan.ends);
-                let made = constants.take().expect("begun above").then(|constants| {
+                features = Some(constants.take().expect("begun above").then(|constants| {
                     let both = [own, constants];
                     let made = (plan.then)(&both);
                     (both, made)
-                });
-                features = Some(made.unwrap_or_else(|error| panic!("{error}")));
+                }));
             }
             let Some(block) = self.blocks.get(i) else {
                 let kept = Kept { patches, condition, ada, blocks, stream: before, y };
@@ -297,7 +295,7 @@ impl Fused {
             0 => (),
             some => features.narrow(0, 0, some).copy_(&of(some)),
         };
-        graph::one_of(number, &limits, work).unwrap_or_else(|error| panic!("{error}"));
+        graph::one_of(number, &limits, work);
         features
     }
 
@@ -596,7 +594,7 @@ mod tests {
             let frequencies = embed::timestep(&self.t).to_kind(Kind::BFloat16);
             let plan = Plan { layer: self.layer, batch: self.batch, ends: None, counted: None, then: &|_| () };
             let pass = net.forward(&patches, &frequencies, Some(&plan));
-            let (features, ()) = pass.features.unwrap().join().unwrap();
+            let (features, ()) = pass.features.unwrap().join();
             let out = embed::unpatchify(&pass.out.to_kind(Kind::Float), self.config.patch, 3);
             let features = Tensor::cat(&features, 0);
             // Patches of the output are in the order (y, x, c).
@@ -663,7 +661,7 @@ mod tests {
             let counted = counted.then_some(Counted { number: &number, samples: &samples });
             let plan = Plan { layer: case.layer, batch, ends: None, counted, then: &|_| () };
             let pass = net.forward(&patches, &frequencies, Some(&plan));
-            let ([own, rest], ()) = pass.features.unwrap().join().unwrap();
+            let ([own, rest], ()) = pass.features.unwrap().join();
             (pass.out, own, rest)
         };
         // What is made on first use.

@@ -30,7 +30,7 @@ type CountOf = unsafe extern "C" fn(*mut c_void, *mut i64) -> c_int;
 type Choice = unsafe extern "C" fn(c_int, *mut u64) -> c_int;
 type Choose = unsafe extern "C" fn(c_int, u64) -> c_int;
 type Back = unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
-type Alternative = unsafe extern "C" fn(c_int, c_int) -> c_int;
+type OnDeviceAt = unsafe extern "C" fn(c_int, c_int) -> c_int;
 type Ended = unsafe extern "C" fn() -> c_int;
 
 /// Most alternatives of [`one_of`].
@@ -49,10 +49,10 @@ struct Api {
     use_stream: OnDevice,
     step_aside: OnDevice,
     step_back: Back,
-    join: Alternative,
+    join: OnDeviceAt,
     choice: Choice,
     alternatives: Choose,
-    alternative_begin: Alternative,
+    alternative_begin: OnDeviceAt,
     alternative_end: OnDevice,
     alternatives_end: Ended,
     begin: Make,
@@ -93,10 +93,10 @@ impl Api {
                 use_stream: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_use_stream")?),
                 step_aside: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_step_aside")?),
                 step_back: std::mem::transmute::<NonNull<c_void>, Back>(find(c"lcf_graph_step_back")?),
-                join: std::mem::transmute::<NonNull<c_void>, Alternative>(find(c"lcf_graph_join")?),
+                join: std::mem::transmute::<NonNull<c_void>, OnDeviceAt>(find(c"lcf_graph_join")?),
                 choice: std::mem::transmute::<NonNull<c_void>, Choice>(find(c"lcf_graph_choice")?),
                 alternatives: std::mem::transmute::<NonNull<c_void>, Choose>(find(c"lcf_graph_alternatives")?),
-                alternative_begin: std::mem::transmute::<NonNull<c_void>, Alternative>(find(
+                alternative_begin: std::mem::transmute::<NonNull<c_void>, OnDeviceAt>(find(
                     c"lcf_graph_alternative_begin",
                 )?),
                 alternative_end: std::mem::transmute::<NonNull<c_void>, OnDevice>(find(c"lcf_graph_alternative_end")?),
@@ -142,6 +142,11 @@ pub fn use_stream(device: Device) -> Result<(), TchError> {
     Ok(())
 }
 
+/// What is part of a step panics with the reason, as the operations around it do.
+fn done<T>(result: Result<T, TchError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Work on a second stream of this thread, beside what the first is given until [`Aside::join`]. What it reads has to live
 /// until then.
 #[derive(Debug)]
@@ -155,36 +160,36 @@ pub struct Aside<T> {
 impl<T> Aside<T> {
     /// Starts `work`, operations on `device`, after what the stream was given before.
     ///
-    /// # Errors
+    /// # Panics
     /// No CUDA.
-    pub fn start(device: Device, work: impl FnOnce() -> T) -> Result<Self, TchError> {
-        let api = Api::get()?;
+    pub fn start(device: Device, work: impl FnOnce() -> T) -> Self {
+        let api = done(Api::get());
         // SAFETY: no pointers.
-        api.check(unsafe { (api.step_aside)(index(device)) })?;
+        done(api.check(unsafe { (api.step_aside)(index(device)) }));
         let result = work();
         let mut piece = 0;
         // SAFETY: writes one number.
-        api.check(unsafe { (api.step_back)(index(device), &mut piece) })?;
-        Ok(Self { device, piece, result })
+        done(api.check(unsafe { (api.step_back)(index(device), &mut piece) }));
+        Self { device, piece, result }
     }
 
     /// Goes on with `work`, likewise after what the first stream was given by now.
     ///
-    /// # Errors
-    /// No CUDA.
-    pub fn then<U>(self, work: impl FnOnce(T) -> U) -> Result<Aside<U>, TchError> {
+    /// # Panics
+    /// A CUDA error.
+    pub fn then<U>(self, work: impl FnOnce(T) -> U) -> Aside<U> {
         Aside::start(self.device, || work(self.result))
     }
 
     /// Its result, once what the stream is given from now on waits for it.
     ///
-    /// # Errors
+    /// # Panics
     /// A CUDA error.
-    pub fn join(self) -> Result<T, TchError> {
-        let api = Api::get()?;
+    pub fn join(self) -> T {
+        let api = done(Api::get());
         // SAFETY: no pointers.
-        api.check(unsafe { (api.join)(index(self.device), self.piece) })?;
-        Ok(self.result)
+        done(api.check(unsafe { (api.join)(index(self.device), self.piece) }));
+        self.result
     }
 }
 
@@ -194,21 +199,20 @@ impl<T> Aside<T> {
 /// them. Otherwise the last is done, which therefore has to do for every number. What `work` makes has to be written where it
 /// lies in any case: its tensors are gone after it. At most once in a graph.
 ///
-/// # Errors
+/// # Panics
 /// No CUDA, or an operation that cannot be captured: operations of kernels, copies and fills can.
-pub fn one_of(number: &Tensor, limits: &[i64], mut work: impl FnMut(usize)) -> Result<(), TchError> {
-    let (api, device) = (Api::get()?, index(number.device()));
+pub fn one_of(number: &Tensor, limits: &[i64], mut work: impl FnMut(usize)) {
+    let (api, device) = (done(Api::get()), index(number.device()));
     assert!((1..=MOST_ALTERNATIVES).contains(&limits.len()), "{} alternatives", limits.len());
     let last = limits.len() - 1;
     let mut handle = 0;
     // SAFETY: no pointers.
     if last > 0 && unsafe { lcf_can_choose() } == 1 {
         // SAFETY: writes one number.
-        api.check(unsafe { (api.choice)(limits.len() as c_int, &mut handle) })?;
+        done(api.check(unsafe { (api.choice)(limits.len() as c_int, &mut handle) }));
     }
     if handle == 0 {
-        work(last);
-        return Ok(());
+        return work(last);
     }
     let mut raw = RawLimits {
         number: crate::ops::data(number, Kind::Int, 1),
@@ -219,20 +223,20 @@ pub fn one_of(number: &Tensor, limits: &[i64], mut work: impl FnMut(usize)) -> R
     // SAFETY: the number was checked, and the graph keeps what it reads.
     crate::ops::check("choice", unsafe { lcf_choose(handle, &raw, crate::ops::stream(number)) });
     // SAFETY: no pointers; this thread records, as there is a handle.
-    api.check(unsafe { (api.alternatives)(device, handle) })?;
+    done(api.check(unsafe { (api.alternatives)(device, handle) }));
     // SAFETY: no pointers.
     unsafe { lcf_launch_apart(1) };
     for i in 0..=last {
         // SAFETY: likewise.
-        api.check(unsafe { (api.alternative_begin)(device, i as c_int) })?;
+        done(api.check(unsafe { (api.alternative_begin)(device, i as c_int) }));
         work(i);
         // SAFETY: likewise.
-        api.check(unsafe { (api.alternative_end)(device) })?;
+        done(api.check(unsafe { (api.alternative_end)(device) }));
     }
     // SAFETY: likewise.
     unsafe { lcf_launch_apart(0) };
     // SAFETY: likewise.
-    api.check(unsafe { (api.alternatives_end)() })
+    done(api.check(unsafe { (api.alternatives_end)() }));
 }
 
 /// Most bytes that tensors on `device` took at once since the program started.
@@ -323,9 +327,9 @@ mod tests {
             found.shallow_clone().copy_(&(ones * (i as f64 + 1.0)).narrow(0, 0, 3));
         };
         let beside = || {
-            let aside = Aside::start(device, || one_of(&number, &limits, work).unwrap()).unwrap();
+            let aside = Aside::start(device, || one_of(&number, &limits, work));
             let other = Tensor::full([1 << 20], 7.0, (Kind::Float, device));
-            aside.join().unwrap();
+            aside.join();
             let _ = found.shallow_clone().g_add_(&other.narrow(0, 0, 3));
         };
         let values = |found: &Tensor| Vec::<f32>::try_from(found).unwrap();

@@ -141,8 +141,8 @@ extern "C" int lcf_graph_join(int device, int piece) {
   return guarded([&] { check(cudaStreamWaitEvent(c10::cuda::getCurrentCUDAStream(), Aside::of(device).ended[piece])); });
 }
 
-// What the current stream is asked for until lcf_graph_alternatives_end is to be one of `count` alternatives. The handle by
-// which a kernel on this stream chooses one, or 0 where nothing is recorded.
+// Makes room for `count` alternatives in the graph that is being recorded. The handle by which a kernel that comes before them
+// chooses one, or 0 where nothing is recorded.
 extern "C" int lcf_graph_choice(int count, uint64_t* handle) {
   return guarded([&] {
     *handle = 0;
